@@ -1,0 +1,569 @@
+"""The state of a run and its phases: explore, train, generate and inject, simulate. `sampler` puts them in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from .frames import BURN_IN, GENERATED, INJECTED, MD, Frames
+from .free_energy import effective_sample_size, window_free_energies
+from .generator import Generator, generate, log_densities
+from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
+from .networks import NetworkOptions
+from .platforms import PlatformChoice, choose_platform
+from .representation import ZMatrix, build_z_matrix
+from .simulate import MDSettings, Segment, SegmentResult, evaluate, run_segments
+from .symmetry import threefold_rotors
+from .system import MolecularSystem
+from .training import TrainingOptions, build_training_set, train
+from .units import thermal_energy
+from .windows import WindowGrid
+
+__all__ = ["Campaign", "Cost", "SamplerOptions", "Walker"]
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """How to run; every height is in kJ/mol above the lowest window.
+
+    Attributes
+    ----------
+    explore_height : neighbours of windows below it are visited
+    label_height : windows below it are simulated and generated for in every round
+    surface_height : the part of the surface whose error counts
+    target_error : kJ/mol; the run ends when the surface's RMS standard error is below it (None: at the budget)
+    first_steps, pull_steps, equilibration_steps, exploration_steps : MD of a window's first visit
+    md_steps : MD in each window and round, after the injection
+    frame_interval : steps between stored frames
+    explore_share : largest share of the budget for exploration
+    rounds : of training, generation, injection and simulation; each generates twice as much as the one before
+    trial : configurations drawn to see whether the generator can be trusted with a new window
+    trial_ess : effective number of them from which it is
+    ode_steps : Runge–Kutta steps at first; refined until the measured error of log q is below `density_error`
+    density_error : kT
+    """
+
+    explore_height: float = 40.0
+    label_height: float = 30.0
+    surface_height: float = 25.0
+    target_error: float | None = None
+    first_steps: int = 500
+    pull_steps: int = 100
+    equilibration_steps: int = 100
+    exploration_steps: int = 200
+    md_steps: int = 100
+    frame_interval: int = 20
+    explore_share: float = 0.5
+    rounds: int = 3
+    trial: int = 16
+    trial_ess: float = 2.0
+    ode_steps: int = 8
+    density_error: float = 0.02
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+
+
+@dataclass
+class Walker:
+    """What a window holds: its configuration, why it was set aside if it was, and how it was started."""
+
+    positions: np.ndarray
+    velocities: np.ndarray | None
+    energy: float
+    started_from: str
+    failure: str | None = None
+
+
+@dataclass
+class Cost:
+    """Force evaluations, exactly, and wall seconds."""
+
+    simulation: int = 0
+    generation: int = 0
+    simulate_seconds: float = 0.0
+    train_seconds: float = 0.0
+    generate_seconds: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """All force evaluations."""
+        return self.simulation + self.generation
+
+
+class Campaign:
+    """Everything a run knows, and what it can do next. Phases change the state; nothing else does.
+
+    Attributes
+    ----------
+    molecule, grid, options : what is sampled, over which windows, and how
+    walkers : window -> `Walker`, for every window visited
+    chain : frames of the windows' own simulations, burn-in included, in time order
+    rounds : generated frames, one `Frames` a round of the generator
+    free_energies : float64, shape (n_windows,), kT; NaN where not known
+    generator : the latest, or None
+    """
+
+    def __init__(
+        self,
+        molecule: MolecularSystem,
+        options: SamplerOptions,
+        seed: np.random.SeedSequence,
+        executor: Executor,
+        chunks: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.molecule, self.options, self.seed = molecule, options, seed
+        self.executor, self.chunks, self.say = executor, chunks, say
+        self.grid = WindowGrid.over(molecule.cvs, molecule.temperature_k)
+        self.beta = 1 / thermal_energy(molecule.temperature_k)
+        system, prefixes, mask = molecule.biased_system()
+        self.platform: PlatformChoice = choose_platform(system, molecule.positions)
+        self.settings = MDSettings(
+            system_xml=_serialise(system),
+            physical_groups=frozenset(g for g in range(32) if mask >> g & 1),
+            bias_prefixes=prefixes,
+            temperature_k=molecule.temperature_k,
+            time_step_fs=molecule.time_step_fs,
+            friction_per_ps=molecule.friction_per_ps,
+            platform=self.platform.name,
+            platform_properties=self.platform.properties,
+        )
+        torsions = [cv.atoms if type(cv).__name__ == "Torsion" else None for cv in molecule.cvs]
+        self.z_matrix: ZMatrix = build_z_matrix(
+            molecule.n_atoms, molecule.bonds, molecule.masses, molecule.constraints, torsions
+        )
+        self.chirality = Chirality.of(molecule.positions, molecule.bonds)
+        self.ledger = Ledger([cv.name for cv in molecule.cvs])
+        self.walkers: dict[int, Walker] = {}
+        self.chain: list[Frames] = []
+        self.rounds: list[Frames] = []
+        self.free_energies = np.full(len(self.grid.centers), np.nan)
+        self.generator: Generator | None = None
+        self.rotors: list[tuple[int, int, int]] | None = None
+        self.cost = Cost()
+        self.round = 0
+        self.trainings: list[dict[str, Any]] = []
+        self.acceptance = np.full(len(self.grid.centers), np.nan)
+        self.ess = np.full(len(self.grid.centers), np.nan)
+        self.density_error = float("nan")
+
+    # exploration
+
+    def explore(self, budget: int) -> None:
+        """Visit windows from where the data is, lowest first, until none is left below the height or the budget is spent.
+
+        A new window starts from a generated configuration where the generator can be trusted there, and from its
+        lowest neighbour by pulling where it cannot.
+        """
+        spent = self.cost.total
+        if not self.walkers:
+            self._first_window()
+        trained_at = len(self.walkers) if self.generator else 30
+        while True:
+            left = budget - (self.cost.total - spent)
+            per_window = self._visit_cost()
+            frontier = self._frontier()[: max(0, left // per_window)]
+            if not frontier:
+                break
+            self._visit(frontier)
+            self._update_free_energies()
+            if len(self.walkers) >= 2 * trained_at:
+                trained_at = len(self.walkers)
+                self.train(steps=self.options.training.steps // 3)
+            self.say(f"explored {len(self.walkers)} windows")
+
+    def _visit_cost(self) -> int:
+        o = self.options
+        return o.pull_steps + o.equilibration_steps + o.exploration_steps + o.exploration_steps // o.frame_interval + 3
+
+    def _first_window(self) -> None:
+        start = self.molecule.evaluate_cvs(self.molecule.positions[None])[0]
+        window = self.grid.nearest(start)
+        center = self.grid.centers[window]
+        path = center - self.grid.difference(center, start)
+        o = self.options
+        segment = self._segment(window, self.molecule.positions, None, path, o.pull_steps, o.first_steps)
+        self._record([segment], self._run([segment]), BURN_IN, {window: "the starting structure"})
+        if self.walkers[window].failure:
+            raise RuntimeError(f"the first window failed: {self.walkers[window].failure}")
+        self._update_free_energies()
+
+    def _frontier(self) -> list[int]:
+        """Return unvisited windows beside visited ones that are low enough, the neighbour of the lowest first."""
+        height = np.nanmin(self.free_energies) + self.options.explore_height * self.beta
+        found: dict[int, float] = {}
+        for window in self.walkers:
+            level = self.free_energies[window]
+            if not level <= height:
+                continue
+            for neighbour in self.grid.neighbours(window):
+                if neighbour not in self.walkers:
+                    found[neighbour] = min(level, found.get(neighbour, np.inf))
+        return sorted(found, key=lambda w: found[w])
+
+    def _visit(self, windows: list[int]) -> None:
+        o = self.options
+        trusted = self._generated_starts(windows)
+        segments, origins = [], {}
+        for window in windows:
+            center = self.grid.centers[window]
+            if window in trusted:
+                segments.append(self._segment(window, trusted[window], None, None, 0, o.equilibration_steps // 2))
+                origins[window] = "a generated configuration"
+                continue
+            sound = [n for n in self.grid.neighbours(window) if n in self.walkers and not self.walkers[n].failure]
+            if not sound:
+                continue
+            source = min(sound, key=lambda n: self.free_energies[n])
+            path = center - self.grid.difference(center, self.grid.centers[source])
+            walker = self.walkers[source]
+            segments.append(
+                self._segment(
+                    window, walker.positions, walker.velocities, path, o.pull_steps, o.equilibration_steps
+                )
+            )
+            origins[window] = "pulling from a neighbour"
+        self._record(segments, self._run(segments), BURN_IN, origins)
+
+    def _generated_starts(self, windows: list[int]) -> dict[int, np.ndarray]:
+        """Return starting configurations of windows in which the generator's importance weights can be trusted."""
+        if self.generator is None:
+            return {}
+        counts = np.full(len(windows), self.options.trial)
+        frames, weights, _ = self._draw(np.array(windows), counts, "trial")
+        starts = {}
+        rng = self._rng()
+        for k, window in enumerate(windows):
+            log_w = weights[k * self.options.trial : (k + 1) * self.options.trial]
+            if effective_sample_size(log_w) * self.options.trial < self.options.trial_ess:
+                continue
+            rows = np.flatnonzero(frames.windows == window)
+            p = np.exp(frames.log_weights[rows] - frames.log_weights[rows].max())
+            starts[window] = frames.positions[rng.choice(rows, p=p / p.sum())]
+        return starts
+
+    # molecular dynamics
+
+    def simulate(self, windows: np.ndarray, steps: int) -> None:
+        """Run MD in each window from what it holds; the frames belong to the windows' equilibrium chains."""
+        segments = [
+            self._segment(int(w), self.walkers[w].positions, self.walkers[w].velocities, None, 0, 0, steps)
+            for w in windows
+            if not self.walkers[w].failure
+        ]
+        self._record(segments, self._run(segments), MD, {})
+
+    def _segment(
+        self,
+        window: int,
+        positions: np.ndarray,
+        velocities: np.ndarray | None,
+        pull_from: np.ndarray | None,
+        pull_steps: int,
+        equilibration_steps: int,
+        steps: int | None = None,
+    ) -> Segment:
+        return Segment(
+            walker=window,
+            positions=positions,
+            velocities=velocities,
+            center=self.grid.centers[window],
+            force_constants=self.grid.force_constants,
+            pull_from=pull_from,
+            pull_steps=pull_steps,
+            equilibration_steps=equilibration_steps,
+            steps=self.options.exploration_steps if steps is None else steps,
+            frame_interval=self.options.frame_interval,
+            seed=int(self._rng().integers(2**31)),
+        )
+
+    def _run(self, segments: list[Segment]) -> list[SegmentResult]:
+        started = time.perf_counter()
+        results = run_segments(self.settings, segments, self.executor, self.chunks)
+        self.cost.simulate_seconds += time.perf_counter() - started
+        return results
+
+    def _record(
+        self, segments: list[Segment], results: list[SegmentResult], source: int, origins: dict[int, str]
+    ) -> None:
+        """Take over what segments returned: frames, walkers, failures, cost."""
+        for segment, result in zip(segments, results, strict=True):
+            window = segment.walker
+            self.cost.simulation += result.force_evaluations
+            origin = origins.get(window) or self.walkers[window].started_from
+            energy = float(result.energies[-1]) if len(result.energies) else float("nan")
+            self.walkers[window] = Walker(
+                result.final_positions, result.final_velocities, energy, origin, result.failure
+            )
+            if result.failure:
+                self.say(f"window {window} at {self.describe(window)} set aside: {result.failure}")
+        good = [(s, r) for s, r in zip(segments, results, strict=True) if len(r.energies)]
+        if good:
+            positions = np.concatenate([r.positions for _, r in good])
+            windows = np.concatenate([np.full(len(r.energies), s.walker) for s, r in good])
+            self.chain.append(
+                self._frames(
+                    positions,
+                    np.concatenate([r.energies for _, r in good]),
+                    np.concatenate([r.forces for _, r in good]),
+                    windows,
+                    np.zeros(len(windows)),
+                    source,
+                )
+            )
+
+    def _frames(
+        self,
+        positions: np.ndarray,
+        energies: np.ndarray,
+        forces: np.ndarray,
+        windows: np.ndarray,
+        log_weights: np.ndarray,
+        source: int,
+    ) -> Frames:
+        return Frames(
+            positions=positions,
+            forces=forces,
+            energies=energies,
+            cvs=self.molecule.evaluate_cvs(positions),
+            labels=self.grid.centers[windows],
+            windows=windows,
+            log_weights=log_weights,
+            source=np.full(len(windows), source, dtype=np.int8),
+        )
+
+    # training
+
+    def train(self, steps: int | None = None) -> None:
+        """Fit the generator to all frames: MD as it is, generated configurations by their exact weights."""
+        started = time.perf_counter()
+        if self.rotors is None:
+            some = self.chain[0].positions[:4]
+            self.rotors, cost = threefold_rotors(self.molecule, self.settings, some)
+            self.cost.generation += cost
+        rng = self._rng()
+        options = self.options.training
+        if steps is not None:
+            options = replace(options, steps=steps)
+        frames, weights = self._training_frames()
+        data = build_training_set(
+            frames,
+            weights,
+            self.free_energies,
+            molecule=self.molecule,
+            grid=self.grid,
+            z_matrix=self.z_matrix,
+            rotors=self.rotors,
+            rows=options.rows,
+            rng=rng,
+        )
+        ode_steps = self.generator.steps if self.generator else self.options.ode_steps
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, self.chunks))
+        try:
+            result = train(
+                data,
+                options=options,
+                network_options=self.options.network,
+                seed=int(rng.integers(2**31)),
+                previous=self.generator,
+                ode_steps=ode_steps,
+            )
+        finally:
+            torch.set_num_threads(threads)
+        self.generator = result.generator
+        self.cost.train_seconds += time.perf_counter() - started
+        self.trainings.append(
+            {
+                "round": self.round,
+                "frames": len(frames),
+                "steps": result.steps,
+                "seconds": time.perf_counter() - started,
+                "held_out": result.held_out,
+            }
+        )
+        self.say(f"trained on {len(frames)} frames, {result.steps} steps")
+
+    def _training_frames(self) -> tuple[Frames, np.ndarray]:
+        """Return the frames to train on and their weights; a window's generated frames count by their effective number."""
+        own = [part[part.source != INJECTED] for part in self.chain]
+        weights = [np.ones(len(part)) for part in own]
+        generated = [part[np.isfinite(part.log_weights)] for part in self.rounds]
+        for part in generated:
+            weights.append(effective_weights(part))
+        return Frames.concatenate([*own, *generated]), np.concatenate(weights)
+
+    def refine_ode_steps(self) -> None:
+        """Take more integration steps until halving them moves log q by less than allowed, and remember the error."""
+        assert self.generator is not None
+        started = time.perf_counter()
+        frames = self.chain[-1]
+        rows = self._rng().permutation(len(frames))[:256]
+        positions, labels = frames.positions[rows], frames.labels[rows]
+
+        def density(steps: int) -> np.ndarray:
+            assert self.generator is not None
+            return log_densities(self.generator.with_steps(steps), positions, labels, self.executor, self.chunks)
+
+        steps = self.generator.steps
+        values = density(steps)
+        while True:
+            finer = density(2 * steps)
+            both = np.isfinite(values) & np.isfinite(finer)
+            self.density_error = float(np.std((values - finer)[both]))
+            if self.density_error <= self.options.density_error or steps >= 64:
+                break
+            steps = int(np.ceil(1.3 * steps))
+            values = density(steps)
+        self.generator = self.generator.with_steps(steps)
+        self.cost.generate_seconds += time.perf_counter() - started
+
+    # generation and injection
+
+    def generate_and_inject(self, windows: np.ndarray, counts: np.ndarray) -> None:
+        """Draw `counts` configurations for each window, weigh them exactly, and offer them to its walker in order.
+
+        The walker's chain in its window goes on: MD, then one Metropolis test for each configuration, then MD again.
+        """
+        assert self.generator is not None
+        windows = np.array([w for w in windows if not self.walkers[w].failure])
+        held = np.array([self.walkers[w].positions for w in windows])
+        energies = np.array([self.walkers[w].energy for w in windows])
+        here = self._log_weights_of(held, energies, windows)
+        frames, log_weights, submit = self._draw(windows, counts, "injection")
+        rng = self._rng()
+        ends = np.cumsum(counts)
+        row_of = np.full(len(log_weights), -1)
+        row_of[np.isfinite(log_weights)] = np.arange(len(frames))
+        verdicts = np.empty(len(log_weights), dtype=object)
+        injected = []
+        for k, window in enumerate(windows):
+            proposals = log_weights[ends[k] - counts[k] : ends[k]]
+            accepted, state = metropolis_chain(here[k], proposals, rng)
+            verdicts[ends[k] - counts[k] : ends[k]] = np.where(accepted, "accepted", "rejected")
+            self.acceptance[window] = accepted.mean()
+            self.ess[window] = effective_sample_size(proposals)
+            stays = row_of[ends[k] - counts[k] + state[state >= 0]]
+            injected.append(stays[:: max(1, len(stays) // 30)])
+            if len(stays):
+                self.walkers[window] = Walker(
+                    frames.positions[stays[-1]],
+                    None,
+                    float(frames.energies[stays[-1]]),
+                    self.walkers[window].started_from,
+                )
+        submit(verdicts)
+        states = frames[np.concatenate(injected)]
+        self.chain.append(
+            replace(states, log_weights=np.zeros(len(states)), source=np.full(len(states), INJECTED, dtype=np.int8))
+        )
+        self.rounds.append(frames)
+
+    def _log_weights_of(self, positions: np.ndarray, energies: np.ndarray, windows: np.ndarray) -> np.ndarray:
+        assert self.generator is not None
+        started = time.perf_counter()
+        labels = self.grid.centers[windows]
+        log_q = log_densities(self.generator, positions, labels, self.executor, self.chunks)
+        bias = self.grid.reduced_bias(self.molecule.evaluate_cvs(positions), labels)
+        factor = self._constraint_factor(positions)
+        self.cost.generate_seconds += time.perf_counter() - started
+        return log_importance(energies, bias, factor, log_q, self.beta)
+
+    def _constraint_factor(self, positions: np.ndarray) -> np.ndarray:
+        assert self.generator is not None
+        return self.generator.representation.log_constraint_factor(torch.as_tensor(positions)).numpy()
+
+    def _draw(
+        self, windows: np.ndarray, counts: np.ndarray, purpose: str
+    ) -> tuple[Frames, np.ndarray, Callable[[np.ndarray], None]]:
+        """Generate, evaluate and weigh; return (frames with a finite weight, all log-weights, how to enter verdicts).
+
+        The ledger gets a row for every configuration asked for; those of purpose "trial" are entered at once.
+        """
+        assert self.generator is not None
+        started = time.perf_counter()
+        seed = np.random.SeedSequence(int(self._rng().integers(2**63)))
+        samples = generate(self.generator, self.grid.centers[windows], counts, seed, self.executor, 4 * self.chunks)
+        positions = np.where(samples.valid[:, None, None], samples.positions, self.molecule.positions)
+        energies, forces, cost = evaluate(self.settings, positions[samples.valid], self.executor, self.chunks)
+        self.cost.generation += cost
+        all_energies = np.full(len(positions), np.nan)
+        all_energies[samples.valid] = energies
+        reasons = impossible(samples._replace(positions=positions), all_energies, self.chirality)
+        cvs = self.molecule.evaluate_cvs(positions)
+        window_of = np.repeat(windows, counts)
+        bias = self.grid.reduced_bias(cvs, self.grid.centers[window_of])
+        factor = self._constraint_factor(positions)
+        log_weights = log_importance(all_energies, bias, factor, samples.log_density, self.beta)
+        log_weights[reasons != ""] = -np.inf
+        finite = np.isfinite(log_weights)
+        all_forces = np.zeros(positions.shape)
+        all_forces[samples.valid] = forces
+        frames = self._frames(
+            positions[finite],
+            all_energies[finite],
+            all_forces[finite],
+            window_of[finite],
+            log_weights[finite],
+            GENERATED,
+        )
+        self.cost.generate_seconds += time.perf_counter() - started
+
+        def submit(verdicts: np.ndarray) -> None:
+            self.ledger.add(
+                self.round,
+                purpose,
+                window_of,
+                self.grid.centers[window_of],
+                all_energies,
+                samples.log_density,
+                log_weights,
+                np.where(reasons == "", verdicts, reasons),
+            )
+
+        if purpose == "trial":
+            submit(np.full(len(reasons), "not offered"))
+        return frames, log_weights, submit
+
+    # estimates on the way
+
+    def _update_free_energies(self) -> None:
+        self.free_energies = window_free_energies(self)
+
+    def active_windows(self) -> np.ndarray:
+        """Return the sound windows below the label height, int64."""
+        height = np.nanmin(self.free_energies) + self.options.label_height * self.beta
+        return np.array([w for w in sorted(self.walkers) if self.free_energies[w] <= height and not self.walkers[w].failure])
+
+    def describe(self, window: int) -> str:
+        """Return a window's centre in words."""
+        parts = []
+        for cv, value in zip(self.molecule.cvs, self.grid.centers[window], strict=True):
+            parts.append(f"{cv.name} = {np.degrees(value):.0f}°" if cv.unit == "rad" else f"{cv.name} = {value:.3g} {cv.unit}")
+        return ", ".join(parts)
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed.spawn(1)[0])
+
+
+def effective_weights(frames: Frames) -> np.ndarray:
+    """Return weights, shape (n,), of generated frames that add up to the effective number of each window."""
+    weights = np.zeros(len(frames))
+    for window in np.unique(frames.windows):
+        rows = np.flatnonzero(frames.windows == window)
+        log_w = frames.log_weights[rows]
+        p = np.exp(log_w - log_w.max())
+        weights[rows] = p * p.sum() / (p**2).sum()
+    return weights
+
+
+def _serialise(system: Any) -> str:
+    import openmm
+
+    return str(openmm.XmlSerializer.serialize(system))

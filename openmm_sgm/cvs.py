@@ -1,0 +1,555 @@
+"""Collective variables: values from mdtraj, forces from OpenMM, and the unit, period and range of each."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from operator import index
+from typing import Any, Literal
+
+import mdtraj
+import numpy as np
+import openmm
+from openmm import unit as units
+from openmm.app.metadynamics import BiasVariable
+
+from .units import InputError, strip_units
+
+__all__ = [
+    "CV_KINDS",
+    "RMSD",
+    "Angle",
+    "CollectiveVariable",
+    "ContactNumber",
+    "CustomCV",
+    "Distance",
+    "RadiusOfGyration",
+    "Torsion",
+    "as_cvs",
+    "from_bias_variable",
+]
+
+MAXIMUM_CVS = 3
+Values = Callable[[mdtraj.Trajectory], np.ndarray]
+Unit = Literal["rad", "nm", ""]
+_UNITS: dict[str, units.Unit] = {"rad": units.radian, "nm": units.nanometer, "": units.dimensionless}
+
+
+class CollectiveVariable(ABC):
+    """A function of the configuration that labels and biases it.
+
+    A CV is known twice, to mdtraj (`evaluate`) and to OpenMM (`force`), and the two must agree; the test suite holds
+    every kind to that. mdtraj stores positions in single precision, so values carry errors of about 1e-6 (rad or nm).
+    A new kind implements `_values` and `force`, calls this constructor, and enters `CV_KINDS`:
+
+    >>> phi = Torsion("phi", (4, 6, 8, 14))
+    >>> end_to_end = Distance("end_to_end", (1, 18), minimum=0.3, maximum=0.9)
+    >>> phi.evaluate(trajectory)  # radians, shape (n_frames,)
+
+    Attributes
+    ----------
+    name : the column in every output file
+    atoms : zero-based indices; empty where a custom CV did not say
+    unit : "rad", "nm" or "" (dimensionless)
+    period : of a periodic CV, whose values lie in [−period/2, period/2); None otherwise
+    minimum, maximum : the range that windows and surfaces cover; ±period/2 for a periodic CV
+    windows : number of umbrella windows along this CV, or None to leave the choice to the sampler
+    force_constant : of those windows, kJ/mol/unit², or None to leave the choice to the sampler
+    """
+
+    def __init__(
+        self,
+        name: str,
+        atoms: Iterable[int],
+        unit: Unit,
+        *,
+        period: Any = None,
+        minimum: Any = None,
+        maximum: Any = None,
+        windows: int | None = None,
+        force_constant: Any = None,
+    ) -> None:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
+            raise InputError(f"the name of a CV must be letters, digits or any of _ . + -, got {name!r}")
+        if unit not in _UNITS:
+            raise InputError(f"CV '{name}': the unit must be one of {', '.join(map(repr, _UNITS))}, got {unit!r}")
+        target = _UNITS[unit]
+        energy = units.kilojoule_per_mole
+        self.name = name
+        self.atoms = _atom_tuple(name, atoms)
+        self.unit: Unit = unit
+        self.period = _number(name, "period", period, target)
+        self.minimum = _number(name, "minimum", minimum, target)
+        self.maximum = _number(name, "maximum", maximum, target)
+        self.windows = None if windows is None else _integer(name, "windows", windows)
+        self.force_constant = _number(name, "force_constant", force_constant, energy / target**2 if unit else energy)
+        if self.period is not None:
+            if self.period <= 0:
+                raise InputError(f"CV '{name}': the period must be positive, got {self.period}")
+            if self.minimum is not None or self.maximum is not None:
+                raise InputError(f"CV '{name}' is periodic and always covers its period: give no minimum or maximum")
+            self.minimum, self.maximum = -self.period / 2, self.period / 2
+        if self.minimum is None or self.maximum is None:
+            raise InputError(f"CV '{name}' is not periodic and needs a minimum and a maximum")
+        if self.minimum >= self.maximum:
+            raise InputError(f"CV '{name}': the minimum must be below the maximum, got {minimum} and {maximum}")
+        if self.windows is not None and self.windows < 1:
+            raise InputError(f"CV '{name}': windows must be 1 or more, got {windows}")
+        if self.force_constant is not None and self.force_constant <= 0:
+            raise InputError(f"CV '{name}': the force constant must be positive, got {force_constant}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, atoms={self.atoms})"
+
+    @abstractmethod
+    def force(self) -> openmm.Force:
+        """Return a new force whose energy, as a number in kJ/mol, is the value of the CV."""
+
+    @abstractmethod
+    def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        """Return the values, shape (n_frames,), with mdtraj; wrapping and dtype are left to `evaluate`."""
+
+    def evaluate(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        """Return the CV of every frame: float64, shape (n_frames,), in `unit`, periodic values wrapped."""
+        n = trajectory.n_frames
+        if n == 0:
+            return np.zeros(0)
+        values = np.asarray(self._values(trajectory), dtype=np.float64)
+        if values.size != n:
+            raise InputError(f"CV '{self.name}' must return one value per frame, got shape {values.shape} for {n}")
+        return self.wrap(values.reshape(n))
+
+    def wrap(self, values: np.ndarray) -> np.ndarray:
+        """Return values of any shape in [−period/2, period/2); unchanged if the CV is not periodic."""
+        values = np.asarray(values, dtype=np.float64)
+        if self.period is None:
+            return values
+        wrapped = values - self.period * np.floor(values / self.period + 0.5)
+        # Rounding can leave a value on the open end, or a hair below the closed one.
+        return np.where((wrapped >= self.period / 2) | (wrapped < -self.period / 2), -self.period / 2, wrapped)
+
+    def difference(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Return a − b, wrapped into [−period/2, period/2) if the CV is periodic."""
+        return self.wrap(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64))
+
+    def bias_force(self, prefix: str) -> openmm.Force:
+        """Return the umbrella ½ k d², d the (wrapped) difference of CV and centre, off until told otherwise.
+
+        The centre and k are the global parameters `{prefix}_center` (in `unit`) and `{prefix}_force_constant`
+        (kJ/mol/unit²), both 0 by default.
+        """
+        bias = openmm.CustomCVForce(self._bias_energy("cv_value", prefix))
+        bias.addCollectiveVariable("cv_value", self.force())
+        return self._with_bias_parameters(bias, prefix)
+
+    def _bias_energy(self, variable: str, prefix: str) -> str:
+        """Return the energy expression of the umbrella on `variable`."""
+        delta = f"{variable}-{prefix}_center"
+        if self.period is None:
+            return f"0.5*{prefix}_force_constant*({delta})^2"
+        return (
+            f"0.5*{prefix}_force_constant*wrapped^2; "
+            f"wrapped=delta-{self.period!r}*floor(delta/{self.period!r}+0.5); delta={delta}"
+        )
+
+    @staticmethod
+    def _with_bias_parameters(bias: Any, prefix: str) -> openmm.Force:
+        bias.addGlobalParameter(f"{prefix}_center", 0.0)
+        bias.addGlobalParameter(f"{prefix}_force_constant", 0.0)
+        bias.setName(f"{prefix}_umbrella")
+        return bias
+
+
+class Torsion(CollectiveVariable):
+    """Dihedral angle of four atoms, radians in [−π, π)."""
+
+    def __init__(
+        self, name: str, atoms: Iterable[int], *, windows: int | None = None, force_constant: Any = None
+    ) -> None:
+        super().__init__(name, atoms, "rad", period=2 * math.pi, windows=windows, force_constant=force_constant)
+        _require_count(self, 4)
+
+    def force(self) -> openmm.Force:
+        return self._torsion(openmm.CustomTorsionForce("theta"))
+
+    def bias_force(self, prefix: str) -> openmm.Force:
+        bias = openmm.CustomTorsionForce(self._bias_energy("theta", prefix))
+        return self._with_bias_parameters(self._torsion(bias), prefix)
+
+    def _torsion(self, force: openmm.CustomTorsionForce) -> openmm.CustomTorsionForce:
+        force.addTorsion(*self.atoms, [])
+        return force
+
+    def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        return mdtraj.compute_dihedrals(trajectory, [self.atoms], periodic=False)
+
+
+class _RangedCV(CollectiveVariable):
+    """A CV on a line, made of `_count` atoms (or more) and in `_unit`: what its kinds share is the constructor."""
+
+    _unit: Unit
+    _count: int
+    _or_more = False
+
+    def __init__(
+        self,
+        name: str,
+        atoms: Iterable[int],
+        minimum: Any = None,
+        maximum: Any = None,
+        *,
+        windows: int | None = None,
+        force_constant: Any = None,
+    ) -> None:
+        super().__init__(
+            name, atoms, self._unit, minimum=minimum, maximum=maximum, windows=windows, force_constant=force_constant
+        )
+        _require_count(self, self._count, self._or_more)
+
+
+class Distance(_RangedCV):
+    """Distance of two atoms, nm."""
+
+    _unit: Unit = "nm"
+    _count = 2
+
+    def force(self) -> openmm.Force:
+        return self._bond(openmm.CustomBondForce("r"))
+
+    def bias_force(self, prefix: str) -> openmm.Force:
+        return self._with_bias_parameters(self._bond(openmm.CustomBondForce(self._bias_energy("r", prefix))), prefix)
+
+    def _bond(self, force: openmm.CustomBondForce) -> openmm.CustomBondForce:
+        force.addBond(*self.atoms, [])
+        return force
+
+    def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        return mdtraj.compute_distances(trajectory, [self.atoms], periodic=False)
+
+
+class Angle(_RangedCV):
+    """Angle of three atoms about the second, radians in [0, π].
+
+    mdtraj takes the arc cosine in single precision: within 0.01 rad of 0 and π values are good to 1e-3 rad only.
+    """
+
+    _unit: Unit = "rad"
+    _count = 3
+
+    def force(self) -> openmm.Force:
+        return self._angle(openmm.CustomAngleForce("theta"))
+
+    def bias_force(self, prefix: str) -> openmm.Force:
+        bias = openmm.CustomAngleForce(self._bias_energy("theta", prefix))
+        return self._with_bias_parameters(self._angle(bias), prefix)
+
+    def _angle(self, force: openmm.CustomAngleForce) -> openmm.CustomAngleForce:
+        force.addAngle(*self.atoms, [])
+        return force
+
+    def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        return mdtraj.compute_angles(trajectory, [self.atoms], periodic=False)
+
+
+class RadiusOfGyration(_RangedCV):
+    """Radius of gyration of a group of atoms, nm: the root mean square distance from their geometric centre.
+
+    Every atom counts alike, whatever its mass, as in `mdtraj.compute_rg` without masses. The force uses
+    Rg² = Σ_{i<j} r_ij² / n², which every OpenMM can compute (its RGForce came later than 8.3).
+    """
+
+    _unit: Unit = "nm"
+    _count = 2
+    _or_more = True
+
+    def force(self) -> openmm.Force:
+        return self._pairs(openmm.CustomCVForce(f"sqrt(squares)/{len(self.atoms)}"))
+
+    def bias_force(self, prefix: str) -> openmm.Force:
+        energy = f"{self._bias_energy('rg', prefix)}; rg=sqrt(squares)/{len(self.atoms)}"
+        return self._with_bias_parameters(self._pairs(openmm.CustomCVForce(energy)), prefix)
+
+    def _pairs(self, force: openmm.CustomCVForce) -> openmm.CustomCVForce:
+        squares = openmm.CustomBondForce("r^2")
+        for pair in itertools.combinations(self.atoms, 2):
+            squares.addBond(*pair, [])
+        force.addCollectiveVariable("squares", squares)
+        return force
+
+    def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        return mdtraj.compute_rg(trajectory.atom_slice(self.atoms))
+
+
+class RMSD(_RangedCV):
+    """Root mean square deviation, nm, from a reference after superposition; both on the same `atoms`.
+
+    mdtraj works in single precision: values are good to 1e-5 nm, but near 0 only to about 3e-4 nm.
+
+    Parameters
+    ----------
+    reference : shape (n_atoms, 3), nm or a Quantity; positions of all atoms of the system, of which `atoms` are used
+    """
+
+    _unit: Unit = "nm"
+    _count = 3
+    _or_more = True
+
+    def __init__(
+        self,
+        name: str,
+        atoms: Iterable[int],
+        reference: Any,
+        minimum: Any = None,
+        maximum: Any = None,
+        *,
+        windows: int | None = None,
+        force_constant: Any = None,
+    ) -> None:
+        super().__init__(name, atoms, minimum, maximum, windows=windows, force_constant=force_constant)
+        self.reference = np.array(strip_units(reference, units.nanometer), dtype=np.float64)
+        if self.reference.ndim != 2 or self.reference.shape[1] != 3 or not np.isfinite(self.reference).all():
+            raise InputError(f"CV '{name}': the reference must be finite positions of shape (n_atoms, 3) in nm")
+        if len(self.reference) <= max(self.atoms):
+            raise InputError(
+                f"CV '{name}': the reference must hold all atoms of the system, but has {len(self.reference)} "
+                f"and atom {max(self.atoms)} is asked for"
+            )
+
+    def force(self) -> openmm.Force:
+        return openmm.RMSDForce(self.reference, self.atoms)
+
+    def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        if trajectory.n_atoms != len(self.reference):
+            raise InputError(
+                f"CV '{self.name}': the reference has {len(self.reference)} atoms and the system {trajectory.n_atoms}"
+            )
+        # precentered would mean all atoms, not `atoms`; and mdtraj centres its arguments, so it gets slices (copies).
+        target = trajectory.atom_slice(self.atoms)
+        selected = self.reference[list(self.atoms)]
+        reference = mdtraj.Trajectory(selected - selected.mean(axis=0), target.topology)
+        return mdtraj.rmsd(target, reference, parallel=False, precentered=False)
+
+
+class ContactNumber(CollectiveVariable):
+    """Number of contacts, Σ (1 − (r/r₀)⁶) / (1 − (r/r₀)¹²) over pairs of atoms; dimensionless.
+
+    The fraction is the rational switching function 1 / (1 + (r/r₀)⁶), which is how it is computed: no 0/0 at r = r₀.
+
+    Parameters
+    ----------
+    cutoff : r₀, nm or a Quantity; a pair at this distance counts one half
+    pairs, groups : either pairs of atoms, or two groups without common atoms, every pair between which counts
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cutoff: Any,
+        minimum: Any = None,
+        maximum: Any = None,
+        *,
+        pairs: Iterable[Sequence[int]] | None = None,
+        groups: Sequence[Iterable[int]] | None = None,
+        windows: int | None = None,
+        force_constant: Any = None,
+    ) -> None:
+        if (pairs is None) == (groups is None):
+            raise InputError(f"CV '{name}': give either pairs of atoms or two groups of atoms")
+        try:
+            if groups is not None:
+                if len(groups) != 2:
+                    raise InputError(f"CV '{name}': groups must be two lists of atoms, got {len(groups)}")
+                first, second = (_atom_tuple(name, group) for group in groups)
+                pairs = itertools.product(first, second)
+            self.pairs = tuple(_atom_tuple(name, pair) for pair in pairs or ())
+        except TypeError:
+            raise InputError(f"CV '{name}': pairs and groups must be lists of lists of atom indices") from None
+        if not self.pairs or any(len(pair) != 2 for pair in self.pairs):
+            raise InputError(f"CV '{name}': a contact is a pair of two atoms, and at least one is needed")
+        if len({frozenset(pair) for pair in self.pairs}) < len(self.pairs):
+            raise InputError(f"CV '{name}': a pair of atoms is given twice")
+        super().__init__(
+            name,
+            sorted({atom for pair in self.pairs for atom in pair}),
+            "",
+            minimum=minimum,
+            maximum=maximum,
+            windows=windows,
+            force_constant=force_constant,
+        )
+        self.cutoff: float = _number(name, "cutoff", cutoff, units.nanometer) or 0.0
+        if self.cutoff <= 0:
+            raise InputError(f"CV '{name}': the cutoff must be positive, got {cutoff}")
+
+    def force(self) -> openmm.Force:
+        force = openmm.CustomBondForce(f"1/(1+(r/{self.cutoff!r})^6)")
+        for pair in self.pairs:
+            force.addBond(*pair, [])
+        return force
+
+    def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        distances = mdtraj.compute_distances(trajectory, self.pairs, periodic=False).astype(np.float64)
+        return (1 / (1 + (distances / self.cutoff) ** 6)).sum(axis=1)
+
+
+class CustomCV(CollectiveVariable):
+    """Any CV, given as an OpenMM force and as a function of an mdtraj trajectory.
+
+    >>> force = openmm.CustomBondForce("log(r)")
+    >>> force.addBond(0, 5, [])
+    >>> CustomCV("log_r", force, lambda t: np.log(mdtraj.compute_distances(t, [[0, 5]])[:, 0]), minimum=-2, maximum=0)
+
+    Parameters
+    ----------
+    force : its energy (kJ/mol) is the CV; copied, so it may belong to a system already
+    function : trajectory -> array of shape (n_frames,), the same number as the force's energy, or a whole number of
+        periods away; give a function of a module rather than a lambda where processes are used
+    atoms : which atoms it is made of, if known
+    """
+
+    def __init__(
+        self,
+        name: str,
+        force: openmm.Force,
+        function: Values,
+        period: Any = None,
+        unit: Unit = "",
+        minimum: Any = None,
+        maximum: Any = None,
+        *,
+        atoms: Iterable[int] = (),
+        windows: int | None = None,
+        force_constant: Any = None,
+    ) -> None:
+        super().__init__(
+            name,
+            atoms,
+            unit,
+            period=period,
+            minimum=minimum,
+            maximum=maximum,
+            windows=windows,
+            force_constant=force_constant,
+        )
+        if not isinstance(force, openmm.Force):
+            raise InputError(f"CV '{name}': the force must be an openmm.Force, got {type(force).__name__}")
+        if not callable(function):
+            raise InputError(f"CV '{name}': a function that takes an mdtraj.Trajectory is needed")
+        self._force = copy.deepcopy(force)
+        self._function = function
+
+    def force(self) -> openmm.Force:
+        return copy.deepcopy(self._force)
+
+    def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        return self._function(trajectory)
+
+
+def from_bias_variable(
+    name: str,
+    variable: BiasVariable,
+    function: Values,
+    *,
+    unit: Unit = "",
+    atoms: Iterable[int] = (),
+    windows: int | None = None,
+    force_constant: Any = None,
+) -> CustomCV:
+    """Return the CV of a metadynamics `BiasVariable`; `function` gives its values from an mdtraj trajectory.
+
+    The range becomes the CV's range, or its period if the variable is periodic: values are then reported in
+    [−period/2, period/2), also where the variable was given as, say, 0 to 2π. Bias and grid widths are not used.
+    """
+    low, high = float(variable.minValue), float(variable.maxValue)
+    return CustomCV(
+        name,
+        variable.force,
+        function,
+        period=high - low if variable.periodic else None,
+        unit=unit,
+        minimum=None if variable.periodic else low,
+        maximum=None if variable.periodic else high,
+        atoms=atoms,
+        windows=windows,
+        force_constant=force_constant,
+    )
+
+
+CV_KINDS: dict[str, type[CollectiveVariable]] = {
+    "torsion": Torsion,
+    "distance": Distance,
+    "angle": Angle,
+    "radius_of_gyration": RadiusOfGyration,
+    "rmsd": RMSD,
+    "contact_number": ContactNumber,
+}
+"""The `kind` of a CV in system.toml: the one place where a string becomes a class."""
+
+
+def as_cvs(cvs: Sequence[CollectiveVariable]) -> tuple[CollectiveVariable, ...]:
+    """Return one to three CVs of different names as a tuple, or raise `InputError`."""
+    try:
+        given = tuple(cvs)
+    except TypeError:
+        raise InputError(f"cvs must be a list of collective variables, got {type(cvs).__name__}") from None
+    for cv in given:
+        if isinstance(cv, BiasVariable):
+            raise InputError(
+                "a BiasVariable has no mdtraj function: wrap it with from_bias_variable(name, variable, function)"
+            )
+        if not isinstance(cv, CollectiveVariable):
+            raise InputError(f"a collective variable such as openmm_sgm.Torsion is needed, got {type(cv).__name__}")
+    if not 1 <= len(given) <= MAXIMUM_CVS:
+        raise InputError(f"one to {MAXIMUM_CVS} CVs are supported, got {len(given)}")
+    names = [cv.name for cv in given]
+    if len(set(names)) < len(names):
+        raise InputError(f"CVs need different names, got {', '.join(names)}")
+    return given
+
+
+def _atom_tuple(name: str, atoms: Iterable[int]) -> tuple[int, ...]:
+    """Return distinct, non-negative indices or raise `InputError`."""
+    try:
+        given = list(atoms)
+    except TypeError:
+        raise InputError(f"CV '{name}': atoms must be a list of zero-based indices, got {atoms!r}") from None
+    result = tuple(_integer(name, "an atom index", atom) for atom in given)
+    if any(atom < 0 for atom in result):
+        raise InputError(f"CV '{name}': atom indices count from 0 and are never negative, got {list(result)}")
+    if len(set(result)) < len(result):
+        raise InputError(f"CV '{name}': atoms must be distinct, got {list(result)}")
+    return result
+
+
+def _require_count(cv: CollectiveVariable, count: int, or_more: bool = False) -> None:
+    if len(cv.atoms) < count or (len(cv.atoms) > count and not or_more):
+        wanted = f"{count} atoms or more" if or_more else f"{count} atoms"
+        raise InputError(f"CV '{cv.name}': {type(cv).__name__} needs {wanted}, got {len(cv.atoms)}")
+
+
+def _integer(name: str, what: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return index(value)
+    except TypeError:
+        raise InputError(f"CV '{name}': {what} must be a whole number, got {value!r}") from None
+
+
+def _number(name: str, what: str, value: Any, target: units.Unit) -> float | None:
+    """Return a number or Quantity in `target`, None unchanged."""
+    if value is None:
+        return None
+    try:
+        if np.ndim(value) or isinstance(value, (bool, str)):
+            raise TypeError
+        number = strip_units(value, target)
+    except (TypeError, ValueError):
+        raise InputError(f"CV '{name}': {what} must be a number or a Quantity in {target}, got {value!r}") from None
+    if not math.isfinite(number):
+        raise InputError(f"CV '{name}': {what} must be finite, got {value!r}")
+    return number

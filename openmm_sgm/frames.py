@@ -1,0 +1,112 @@
+"""`Frames`: configurations with everything that is known of them, the one object that flows between modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["BURN_IN", "GENERATED", "INJECTED", "MD", "Frames"]
+
+BURN_IN = 0
+"""Provenance: molecular dynamics before the window is known to be in equilibrium; for training, never for estimators."""
+MD = 1
+"""Provenance: molecular dynamics of a window's equilibrium chain."""
+INJECTED = 2
+"""Provenance: the state of a window's equilibrium chain after a Metropolis test of a generated configuration."""
+GENERATED = 3
+"""Provenance: an independent draw from the generator, weighted by its exact importance weight."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Configurations, each belonging to one umbrella window (its label).
+
+    Attributes
+    ----------
+    positions : float64, shape (n, n_atoms, 3), nm
+    forces : float64, shape (n, n_atoms, 3), kJ/mol/nm; minus the gradient of the unbiased potential
+    energies : float64, shape (n,), kJ/mol; the unbiased potential energy
+    cvs : float64, shape (n, n_cvs); CV values in the CVs' own units
+    labels : float64, shape (n, n_cvs); the window centre that the configuration belongs to
+    windows : int64, shape (n,); index of that window
+    log_weights : float64, shape (n,); log of the weight towards the window's umbrella ensemble:
+        0 for a window's chain, log[exp(-U_c/kT) |Z|^1/2 / q(x|c)] for generated configurations (not normalised)
+    source : int8, shape (n,); `BURN_IN`, `MD`, `INJECTED` or `GENERATED`
+
+    Raises
+    ------
+    ValueError
+        when an array has another shape than stated, or a value that is not finite (log-weights may be -inf).
+    """
+
+    positions: np.ndarray
+    forces: np.ndarray
+    energies: np.ndarray
+    cvs: np.ndarray
+    labels: np.ndarray
+    windows: np.ndarray
+    log_weights: np.ndarray
+    source: np.ndarray
+
+    def __post_init__(self) -> None:
+        n, atoms = np.shape(self.positions)[:2]
+        dimension = np.shape(self.cvs)[-1]
+        expected = {
+            "positions": ((n, atoms, 3), np.float64),
+            "forces": ((n, atoms, 3), np.float64),
+            "energies": ((n,), np.float64),
+            "cvs": ((n, dimension), np.float64),
+            "labels": ((n, dimension), np.float64),
+            "windows": ((n,), np.int64),
+            "log_weights": ((n,), np.float64),
+            "source": ((n,), np.int8),
+        }
+        for name, (shape, dtype) in expected.items():
+            array = np.ascontiguousarray(getattr(self, name), dtype=dtype)
+            if array.shape != shape:
+                raise ValueError(f"Frames.{name} must have shape {shape}, got {array.shape}")
+            bad = np.isnan(array) | np.isposinf(array) if name == "log_weights" else ~np.isfinite(array)
+            if bad.any():
+                raise ValueError(f"Frames.{name} holds {int(bad.sum())} values that are not finite")
+            object.__setattr__(self, name, array)
+
+    def __len__(self) -> int:
+        return len(self.energies)
+
+    def __getitem__(self, index: np.ndarray | slice) -> Frames:
+        """Return the selected frames; `index` is a slice, a mask or an array of indices."""
+        return Frames(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    @staticmethod
+    def empty(n_atoms: int, n_cvs: int) -> Frames:
+        """Return no frames of a system with `n_atoms` atoms and `n_cvs` CVs."""
+        return Frames(
+            positions=np.zeros((0, n_atoms, 3)),
+            forces=np.zeros((0, n_atoms, 3)),
+            energies=np.zeros(0),
+            cvs=np.zeros((0, n_cvs)),
+            labels=np.zeros((0, n_cvs)),
+            windows=np.zeros(0, dtype=np.int64),
+            log_weights=np.zeros(0),
+            source=np.zeros(0, dtype=np.int8),
+        )
+
+    @staticmethod
+    def concatenate(parts: list[Frames]) -> Frames:
+        """Return the frames of all `parts` in order; at least one part is needed."""
+        return Frames(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Frames)})
+
+    def save(self, path: Path) -> None:
+        """Write the frames to `path` (.npz), atomically: a reader sees the old file or the new one."""
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+        temporary.replace(path)
+
+    @staticmethod
+    def load(path: Path) -> Frames:
+        """Read frames written by `save`; nothing in the file is executed."""
+        with np.load(path, allow_pickle=False) as archive:
+            return Frames(**{field.name: archive[field.name] for field in fields(Frames)})

@@ -1,0 +1,217 @@
+"""`Generator`: representation and score model together; draws configurations at a label with their exact density."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from .diffusion import ScoreModel, encode_density, sample_with_density
+from .executors import run_units
+from .networks import NetworkOptions, ScoreNetwork
+from .representation import LabelSpace, Representation
+
+__all__ = ["Generator", "Samples", "generate", "log_densities"]
+
+FORMAT_VERSION = 1
+BATCH = 256
+"""Samples integrated at once: large enough for the matrix products, small enough to stay in cache (measured)."""
+
+
+class Samples(NamedTuple):
+    """Generated configurations.
+
+    positions : float64, shape (n, n_atoms, 3), nm; log_density : float64, shape (n,), log q(x|c) in Cartesian measure
+    valid : bool, shape (n,), False where the draw is no configuration; label_of : int64, shape (n,)
+    """
+
+    positions: np.ndarray
+    log_density: np.ndarray
+    valid: np.ndarray
+    label_of: np.ndarray
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A conditional generator of whole configurations, x ~ q(x|c), with exact log density.
+
+    Attributes
+    ----------
+    representation : the map between x and z
+    network : the score network's weights, float32
+    steps : Runge–Kutta steps of the probability-flow ODE (four evaluations each)
+    """
+
+    representation: Representation
+    network: ScoreNetwork
+    steps: int = 10
+
+    @property
+    def model(self) -> ScoreModel:
+        """The network within its parameterisation."""
+        return ScoreModel(self.network)
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The space of labels."""
+        return self.representation.label_space
+
+    def sample(self, labels: np.ndarray, counts: np.ndarray, seed: int) -> Samples:
+        """Draw `counts[k]` configurations at `labels[k]`, in that order.
+
+        Parameters
+        ----------
+        labels : float64, shape (n_labels, n_cvs), CV units; counts : int, shape (n_labels,)
+        """
+        source = torch.Generator().manual_seed(seed)
+        c = torch.as_tensor(np.asarray(labels, dtype=np.float64))
+        features = self.network_features(c)
+        label_of = torch.as_tensor(np.repeat(np.arange(len(c)), counts))
+        parts = []
+        for rows in label_of.split(BATCH):
+            used, index = torch.unique(rows, return_inverse=True)
+            z, log_q = sample_with_density(self.model, features[used], index, self.steps, source)
+            x, log_volume, valid = self.representation.decode(z.double(), c[rows])
+            finite = torch.isfinite(log_q) & torch.isfinite(x).all(dim=(1, 2))
+            parts.append((x, log_q - log_volume, valid & finite))
+        if not parts:
+            return Samples(np.zeros((0, self.representation.n_atoms, 3)), np.zeros(0), np.zeros(0, bool), label_of.numpy())
+        x, log_q, valid = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        return Samples(x.numpy(), log_q.numpy(), valid.numpy(), label_of.numpy())
+
+    def log_density(self, positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return log q(x|c), shape (n,), of configurations (n, n_atoms, 3) nm at labels (n, n_cvs)."""
+        x, c = torch.as_tensor(positions), torch.as_tensor(np.asarray(labels, dtype=np.float64))
+        out = []
+        for rows in torch.arange(len(x)).split(BATCH):
+            z, log_volume = self.representation.encode(x[rows], c[rows])
+            features = self.network_features(c[rows])
+            log_q = encode_density(self.model, z.float(), features, torch.arange(len(rows)), self.steps)
+            out.append(log_q - log_volume)
+        return torch.cat(out).numpy() if out else np.zeros(0)
+
+    def network_features(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return what the network is told of labels (n, n_cvs): float32 (n, n_features), without the constant."""
+        return self.label_space.features(labels)[:, 1:].float()
+
+    def with_steps(self, steps: int) -> Generator:
+        """Return the same generator with another number of integration steps."""
+        return replace(self, steps=steps)
+
+    @cached_property
+    def _bytes(self) -> tuple[bytes, str]:
+        arrays = {f"representation.{k}": np.ascontiguousarray(v) for k, v in self.representation.to_arrays().items()}
+        arrays |= {f"network.{k}": v.detach().numpy() for k, v in self.network.state_dict().items()}
+        space = self.label_space
+        header: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "n_atoms": self.representation.n_atoms,
+            "steps": self.steps,
+            "network": self.network.options.to_dict(),
+            "label_space": {"periods": space.periods, "minimum": space.minimum, "maximum": space.maximum},
+        }
+        return save_tensors(arrays), json.dumps(header, indent=1)
+
+    def to_bytes(self) -> tuple[bytes, str]:
+        """Return (safetensors, JSON text): everything there is, with no code in it."""
+        return self._bytes
+
+    @staticmethod
+    def from_bytes(tensors: bytes, header_text: str) -> Generator:
+        """Rebuild from `to_bytes`.
+
+        Raises
+        ------
+        ValueError
+            when the format version is another.
+        """
+        header = json.loads(header_text)
+        if header["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"generator format {header['format_version']} is not {FORMAT_VERSION}")
+        arrays = load_tensors(tensors)
+        space = LabelSpace(**{name: tuple(values) for name, values in header["label_space"].items()})
+        own = {k.removeprefix("representation."): v for k, v in arrays.items() if k.startswith("representation.")}
+        weights = {k.removeprefix("network."): torch.tensor(v) for k, v in arrays.items() if k.startswith("network.")}
+        representation = Representation.from_arrays(own, space, int(header["n_atoms"]))
+        n_features = weights["condition.0.weight"].shape[1] - 5
+        network = ScoreNetwork(
+            representation.n_linear, representation.n_rotors, n_features, NetworkOptions(**header["network"])
+        )
+        network.load_state_dict(weights)
+        return Generator(representation, network.requires_grad_(False), int(header["steps"]))
+
+    def save(self, folder: Path) -> None:
+        """Write `generator.safetensors` and `generator.json` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors, header = self.to_bytes()
+        for name, content in (("generator.safetensors", tensors), ("generator.json", header.encode())):
+            temporary = folder / (name + ".tmp")
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
+
+    @staticmethod
+    def load(folder: Path) -> Generator:
+        """Read what `save` wrote; nothing in the files is executed."""
+        return Generator.from_bytes(
+            (folder / "generator.safetensors").read_bytes(), (folder / "generator.json").read_text()
+        )
+
+
+_loaded: dict[str, Generator] = {}
+
+
+def _cached(tensors: bytes, header: str) -> Generator:
+    """Return the generator in this process, rebuilding it only when it is another than last time."""
+    digest = hashlib.sha256(tensors + header.encode()).hexdigest()
+    if digest not in _loaded:
+        _loaded.clear()
+        _loaded[digest] = Generator.from_bytes(tensors, header)
+    return _loaded[digest]
+
+
+def _sample_unit(unit: tuple[bytes, str, np.ndarray, np.ndarray, int]) -> Samples:
+    tensors, header, labels, counts, seed = unit
+    return _cached(tensors, header).sample(labels, counts, seed)
+
+
+def _density_unit(unit: tuple[bytes, str, np.ndarray, np.ndarray]) -> np.ndarray:
+    tensors, header, positions, labels = unit
+    return _cached(tensors, header).log_density(positions, labels)
+
+
+def generate(
+    generator: Generator, labels: np.ndarray, counts: np.ndarray, seeds: np.random.SeedSequence, executor: Executor, chunks: int
+) -> Samples:
+    """Draw as `Generator.sample` does, spread over an executor in `chunks` runs of labels."""
+    tensors, header = generator.to_bytes()
+    counts = np.asarray(counts)
+    ends = np.searchsorted(np.cumsum(counts), np.linspace(0, counts.sum(), chunks + 1)[1:-1], side="left") + 1
+    pieces: Sequence[np.ndarray] = np.split(np.arange(len(labels)), np.clip(ends, 0, len(labels)))
+    units = [
+        (tensors, header, labels[piece], counts[piece], int(child.generate_state(1)[0]))
+        for piece, child in zip(pieces, seeds.spawn(len(pieces)), strict=True)
+    ]
+    results = run_units(executor, _sample_unit, units)
+    label_of = np.concatenate([piece[r.label_of] for piece, r in zip(pieces, results, strict=True)])
+    columns = [np.concatenate([getattr(r, name) for r in results]) for name in ("positions", "log_density", "valid")]
+    return Samples(columns[0], columns[1], columns[2], label_of)
+
+
+def log_densities(
+    generator: Generator, positions: np.ndarray, labels: np.ndarray, executor: Executor, chunks: int
+) -> np.ndarray:
+    """Return `Generator.log_density` spread over an executor."""
+    tensors, header = generator.to_bytes()
+    pieces = np.array_split(np.arange(len(positions)), chunks)
+    units = [(tensors, header, positions[piece], labels[piece]) for piece in pieces if len(piece)]
+    return np.concatenate([np.zeros(0), *run_units(executor, _density_unit, units)])

@@ -1,0 +1,170 @@
+"""Metropolis moves that put generated configurations into windows exactly, and the ledger of every proposal."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .generator import Samples
+
+__all__ = ["Chirality", "Ledger", "LedgerRow", "impossible", "log_importance", "metropolis_chain"]
+
+
+@dataclass(frozen=True)
+class Chirality:
+    """The handedness of every atom with four neighbours, which no move may change.
+
+    Attributes
+    ----------
+    centres : int64, shape (n, 4); an atom and three of its neighbours
+    signs : float64, shape (n,), ±1 in the starting structure
+    """
+
+    centres: np.ndarray
+    signs: np.ndarray
+
+    @staticmethod
+    def of(positions: np.ndarray, bonds: np.ndarray) -> Chirality:
+        """Read the handedness off positions (n_atoms, 3)."""
+        neighbours: dict[int, list[int]] = {}
+        for i, j in bonds:
+            neighbours.setdefault(int(i), []).append(int(j))
+            neighbours.setdefault(int(j), []).append(int(i))
+        rows = [[atom, *sorted(others)[:3]] for atom, others in sorted(neighbours.items()) if len(others) == 4]
+        centres = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        return Chirality(centres, np.sign(_signed_volumes(positions[None], centres))[0])
+
+    def kept(self, positions: np.ndarray) -> np.ndarray:
+        """Return, for positions (n, n_atoms, 3), whether every centre has its handedness; bool, shape (n,)."""
+        return (np.sign(_signed_volumes(positions, self.centres)) == self.signs).all(axis=1)
+
+
+def _signed_volumes(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    arms = positions[:, centres[:, 1:]] - positions[:, centres[:, :1]]
+    return (np.cross(arms[:, :, 0], arms[:, :, 1]) * arms[:, :, 2]).sum(axis=-1)
+
+
+def log_importance(
+    energies: np.ndarray,
+    reduced_bias: np.ndarray,
+    log_constraint_factor: np.ndarray,
+    log_density: np.ndarray,
+    beta: float,
+) -> np.ndarray:
+    """Return log[π_c(x)/q(x|c)] up to the constant of π_c; all arrays of shape (n,), energies in kJ/mol.
+
+    π_c ∝ exp(−βU − bias) |Z|^½ (DESIGN, equations 1 and 5; the last factor is Fixman's, see `Representation`). A
+    configuration whose density is 0 gets +inf, one whose energy is not finite −inf.
+    """
+    log_target = -beta * energies - reduced_bias + log_constraint_factor
+    log_target = np.where(np.isfinite(log_target), log_target, -np.inf)
+    return np.where(np.isneginf(log_target), -np.inf, np.where(np.isfinite(log_density), log_target - log_density, np.inf))
+
+
+def impossible(samples: Samples, energies: np.ndarray, chirality: Chirality) -> np.ndarray:
+    """Return why each generated configuration can never be accepted, '' where it can; object array, shape (n,)."""
+    reasons = np.full(len(energies), "", dtype=object)
+    reasons[~np.isfinite(energies)] = "energy not finite"
+    reasons[~chirality.kept(samples.positions)] = "chirality changed"
+    reasons[~samples.valid] = "outside the representation"
+    return reasons
+
+
+def metropolis_chain(
+    start: float, proposals: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run the independence sampler (Hastings 1970) over proposals in order: accept with min(1, w'/w).
+
+    Parameters
+    ----------
+    start : log importance weight log[π_c(x)/q(x|c)] of the configuration that the window holds
+    proposals : float64, shape (n,); the same of independent draws from q(·|c)
+
+    Returns
+    -------
+    accepted : bool, shape (n,)
+    state : int64, shape (n,); index of the proposal that the window holds after each test, −1 for the start
+    """
+    accepted = np.zeros(len(proposals), dtype=bool)
+    state = np.empty(len(proposals), dtype=np.int64)
+    log_u = np.log(rng.random(len(proposals)))
+    here, current = -1, start
+    for k, proposed in enumerate(proposals):
+        # a start outside the model's support (weight +inf) is never left: its reverse move could not be proposed
+        if proposed > -np.inf and log_u[k] < proposed - current:
+            accepted[k], here, current = True, k, float(proposed)
+        state[k] = here
+    return accepted, state
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """A generated configuration: for which label, what it weighs, and what became of it."""
+
+    number: int
+    round: int
+    window: int
+    label: tuple[float, ...]
+    purpose: str
+    energy: float
+    log_density: float
+    log_weight: float
+    verdict: str
+
+
+class Ledger:
+    """Every generated configuration in a CSV file: rows requested are rows written."""
+
+    def __init__(self, cv_names: Sequence[str]) -> None:
+        self.cv_names = tuple(cv_names)
+        self.rows: list[LedgerRow] = []
+
+    def add(
+        self,
+        round_number: int,
+        purpose: str,
+        windows: np.ndarray,
+        labels: np.ndarray,
+        energies: np.ndarray,
+        log_density: np.ndarray,
+        log_weights: np.ndarray,
+        verdicts: Iterable[str],
+    ) -> None:
+        """Add one row for each configuration; arrays of shape (n,), labels (n, n_cvs)."""
+        columns = zip(windows, labels, energies, log_density, log_weights, verdicts, strict=True)
+        for window, label, energy, log_q, log_w, verdict in columns:
+            self.rows.append(
+                LedgerRow(
+                    len(self.rows),
+                    round_number,
+                    int(window),
+                    tuple(float(v) for v in label),
+                    purpose,
+                    float(energy),
+                    float(log_q),
+                    float(log_w),
+                    verdict,
+                )
+            )
+
+    def write(self, path: Path) -> None:
+        """Write the ledger, atomically; values that are not finite are left empty."""
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            labels = [f"label_{name}" for name in self.cv_names]
+            tail = ["purpose", "energy_kj_mol", "log_density", "log_weight", "verdict"]
+            writer.writerow(["number", "round", "window", *labels, *tail])
+            for row in self.rows:
+                numbers = [_text(v) for v in (row.energy, row.log_density, row.log_weight)]
+                label = [f"{v:.6f}" for v in row.label]
+                writer.writerow([row.number, row.round, row.window, *label, row.purpose, *numbers, row.verdict])
+        temporary.replace(path)
+
+
+def _text(value: float) -> str:
+    return f"{value:.6g}" if np.isfinite(value) else ""

@@ -1,0 +1,453 @@
+"""Molecular dynamics of umbrella windows and free walkers, from given configurations, with every evaluation counted.
+
+A walker that blows up is started again gently, and set aside with the reason if it blows up again; the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import openmm
+
+from openmm_sgm.executors import SerialExecutor, run_units
+from openmm_sgm.platforms import assign_devices
+from openmm_sgm.units import thermal_energy
+
+__all__ = ["MDSettings", "Segment", "SegmentResult", "evaluate", "run_segments"]
+
+CONSTRAINT_TOLERANCE = 1e-6
+PULL_INCREMENTS = 16
+QUENCH_STEPS = 200
+QUENCH_DISPLACEMENT = 0.01
+GENTLE_FACTOR = 4
+"""A retried walker is pulled and equilibrated with a time step shorter, and step counts longer, by this factor."""
+
+
+@dataclass(frozen=True)
+class MDSettings:
+    """How to run a system: everything that is the same for all walkers.
+
+    Attributes
+    ----------
+    system_xml : the biased system, serialised; each CV's umbrella has the global parameters `{prefix}_center` and
+        `{prefix}_force_constant`
+    physical_groups : force groups of the unbiased potential, as a bit mask (bit g set for group g)
+    bias_prefixes : parameter prefixes, one per CV, in the order of `Segment.center`
+    temperature_k, time_step_fs, friction_per_ps : of the Langevin middle integrator
+    platform, platform_properties : where contexts are made
+    """
+
+    system_xml: str
+    physical_groups: int
+    bias_prefixes: tuple[str, ...]
+    temperature_k: float
+    time_step_fs: float
+    friction_per_ps: float
+    platform: str
+    platform_properties: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for name in ("temperature_k", "time_step_fs", "friction_per_ps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.physical_groups < 2**32:
+            raise ValueError(f"physical_groups must be a bit mask of groups 0 to 31, got {self.physical_groups}")
+
+    def __hash__(self) -> int:
+        return hash((self.system_xml, self.platform, self.temperature_k, self.time_step_fs))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One stretch of one walker: pull if asked, equilibrate, then run and store frames.
+
+    Attributes
+    ----------
+    walker : the caller's name for the walker
+    positions : float64, shape (n_atoms, 3), nm; constraints and virtual sites are put right before the start
+    velocities : float64, shape (n_atoms, 3), nm/ps; None to draw them from the Maxwell-Boltzmann distribution
+    center : float64, shape (n_cvs,); the umbrella's centre
+    force_constants : float64, shape (n_cvs,), kJ/mol per CV unit squared; zeros for a free walker
+    pull_from : float64, shape (n_cvs,); the centre moves from here to `center` on a straight line during the pull. For
+        a periodic CV give it unwrapped, so that `center - pull_from` is the path meant. None when `pull_steps` is 0
+    pull_steps, equilibration_steps : integration steps without frames
+    steps : integration steps with a frame after every `frame_interval` of them
+    seed : non-negative; the segment's own source of velocities and noise
+    """
+
+    walker: int
+    positions: np.ndarray
+    velocities: np.ndarray | None
+    center: np.ndarray
+    force_constants: np.ndarray
+    pull_from: np.ndarray | None
+    pull_steps: int
+    equilibration_steps: int
+    steps: int
+    frame_interval: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        cvs = np.shape(self.center)
+        if len(cvs) != 1 or np.shape(self.force_constants) != cvs:
+            raise ValueError(
+                f"center and force_constants must have one shape (n_cvs,), got {cvs} and "
+                f"{np.shape(self.force_constants)}"
+            )
+        if (self.pull_from is None) != (self.pull_steps == 0):
+            raise ValueError(f"pull_from goes with pull_steps, got {self.pull_from} and {self.pull_steps}")
+        if self.pull_from is not None and np.shape(self.pull_from) != cvs:
+            raise ValueError(f"pull_from must have the shape of center, {cvs}, got {np.shape(self.pull_from)}")
+        if min(self.pull_steps, self.equilibration_steps, self.steps, self.seed) < 0:
+            raise ValueError("pull_steps, equilibration_steps, steps and seed must not be negative")
+        if self.frame_interval < 1 or self.steps % self.frame_interval:
+            raise ValueError(f"steps must be a multiple of frame_interval, got {self.steps} and {self.frame_interval}")
+
+    @property
+    def planned_steps(self) -> int:
+        return self.pull_steps + self.equilibration_steps + self.steps
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What became of a `Segment`.
+
+    Attributes
+    ----------
+    walker : the segment's
+    positions, energies, forces : float64, shapes (m, n_atoms, 3) in nm, (m,) in kJ/mol, (m, n_atoms, 3) in kJ/mol/nm;
+        the frames and their unbiased potential. None of a failed segment's frames is kept
+    final_positions, final_velocities : float64, shape (n_atoms, 3), nm and nm/ps; where to go on. After a failure the
+        segment's own start and None
+    force_evaluations : integration steps, plus one per stored frame, plus one at the start and one after the pull and
+        the equilibration (where there are any) to see whether the walker is sound; a retry adds its own and the
+        descent's. When a worker dies or an exception is raised in the middle of steps, those asked for are counted
+    failure : why the segment was set aside, else None
+    retries : 0, or 1 when it was started again gently
+    """
+
+    walker: int
+    positions: np.ndarray
+    energies: np.ndarray
+    forces: np.ndarray
+    final_positions: np.ndarray
+    final_velocities: np.ndarray | None
+    force_evaluations: int
+    failure: str | None
+    retries: int
+
+
+def run_segments(
+    settings: MDSettings, segments: Sequence[Segment], executor: Executor, chunks: int
+) -> list[SegmentResult]:
+    """Run all segments and return their results in order.
+
+    Segments are shared out over at most `chunks` work lists of near-equal length, each with a device of its own where
+    there are several. On `Reference` and `CPU` a segment's result depends on its seed alone, not on chunks, processes
+    or what ran before (with threads on `Reference` it does: they share one source of noise). On GPUs the noise is not restarted for each segment, since OpenMM would compile the
+    context again: there runs are statistically equivalent, not identical.
+
+    Nothing a segment does raises here: failures, a worker's death among them, are named in `SegmentResult.failure`.
+    """
+    lists = _share_out([segment.planned_steps for segment in segments], chunks)
+    units = [
+        (chunk_settings, [segments[index] for index in indices])
+        for chunk_settings, indices in zip(_with_devices(settings, len(lists)), lists, strict=True)
+    ]
+    results = run_units(executor, _run_chunk, units, on_error=_fail_chunk)
+    in_order = {
+        index: result
+        for indices, chunk in zip(lists, results, strict=True)
+        for index, result in zip(indices, chunk, strict=True)
+    }
+    return [in_order[index] for index in range(len(segments))]
+
+
+def evaluate(
+    settings: MDSettings, positions: np.ndarray, executor: Executor | None = None, chunks: int = 1
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the unbiased potential of configurations, with virtual sites placed anew.
+
+    Parameters
+    ----------
+    positions : float64, shape (n, n_atoms, 3), nm
+
+    Returns
+    -------
+    energies : float64, shape (n,), kJ/mol; nan where energy or a force is not finite
+    forces : float64, shape (n, n_atoms, 3), kJ/mol/nm; nan likewise
+    force_evaluations : n
+    """
+    positions = np.asarray(positions, dtype=float)
+    parts = [part for part in np.array_split(positions, max(1, chunks)) if len(part)]
+    if not parts:
+        return np.zeros(0), np.zeros(positions.shape), 0
+    units = list(zip(_with_devices(settings, len(parts)), parts, strict=True))
+    # A part whose worker died is done again here: it is short, and an error of its own shows where it can be read.
+    results = run_units(executor or SerialExecutor(), _evaluate_chunk, units, lambda unit, _: _evaluate_chunk(unit))
+    energies, forces = zip(*results, strict=True)
+    return np.concatenate(energies), np.concatenate(forces), len(positions)
+
+
+class _Blowup(Exception):
+    """A walker left the region where its numbers mean anything."""
+
+
+class _Engine:
+    """A context with its integrator, and the count of force evaluations made in it."""
+
+    def __init__(self, settings: MDSettings) -> None:
+        self.settings = settings
+        self.time_step = settings.time_step_fs / 1000
+        self.evaluations = 0
+        system = openmm.XmlSerializer.deserialize(settings.system_xml)
+        self.mobile = np.array([[system.getParticleMass(i)._value > 0] for i in range(system.getNumParticles())])
+        # Equipartition puts kT/2 into a harmonic degree of freedom; forty times that everywhere is no longer heat.
+        self.headroom = 1000 + 20 * thermal_energy(settings.temperature_k) * 3 * len(self.mobile)
+        self.integrator = openmm.LangevinMiddleIntegrator(
+            settings.temperature_k, settings.friction_per_ps, self.time_step
+        )
+        self.integrator.setConstraintTolerance(CONSTRAINT_TOLERANCE)
+        platform = openmm.Platform.getPlatformByName(settings.platform)
+        self.context = openmm.Context(system, self.integrator, platform, settings.platform_properties)
+        # `Reference` draws all noise of a process from one generator: a tiny context restarts it at a fifth of the cost.
+        self.noise_source = {"Reference": _one_particle_context(), "CPU": self.context}.get(settings.platform)
+
+    def reseed(self, seed: int) -> None:
+        """Restart the integrator's noise; OpenMM reads its seed only when a context is (re)initialised."""
+        if self.noise_source is not None:
+            self.noise_source.getIntegrator().setRandomNumberSeed(seed)
+            self.noise_source.reinitialize()
+
+    def place(self, positions: np.ndarray) -> None:
+        self.context.setPositions(np.ascontiguousarray(positions, dtype=float))
+        self.context.applyConstraints(CONSTRAINT_TOLERANCE)
+        self.context.computeVirtualSites()
+
+    def set_umbrella(self, center: np.ndarray, force_constants: np.ndarray) -> None:
+        for prefix, point, constant in zip(self.settings.bias_prefixes, center, force_constants, strict=True):
+            self.context.setParameter(f"{prefix}_center", float(point))
+            self.context.setParameter(f"{prefix}_force_constant", float(constant))
+
+    def step(self, steps: int) -> None:
+        self.evaluations += steps
+        self.integrator.step(steps)
+
+    def state(self, groups: int = -1, forces: bool = True) -> openmm.State:
+        """Return positions, energy and forces of the groups given: one evaluation."""
+        self.evaluations += 1
+        return self.context.getState(positions=True, energy=True, forces=forces, groups=groups)
+
+    def check(self, lowest: float, stage: str) -> float:
+        """Return the lower of `lowest` and the energy now, refusing an energy that has blown up."""
+        energy = self.state(self.settings.physical_groups, forces=False).getPotentialEnergy()._value
+        _refuse_blowup(energy, lowest + self.headroom, stage)
+        return min(lowest, energy)
+
+    def quench(self, steps: int) -> None:
+        """Steepest descent on the biased potential, one evaluation a step (GROMACS manual, "Energy minimization").
+
+        Displacements are scaled to the largest force, so that a clash of any size is moved apart by 0.01 nm a step.
+        """
+        length = QUENCH_DISPLACEMENT
+        state = self.state()
+        for _ in range(steps):
+            force = state.getForces(asNumpy=True)._value * self.mobile
+            largest = np.linalg.norm(force, axis=1).max()
+            if not np.isfinite(largest) or largest == 0:
+                break
+            self.place(state.getPositions(asNumpy=True)._value + length / largest * force)
+            trial = self.state()
+            if trial.getPotentialEnergy() < state.getPotentialEnergy():
+                state, length = trial, min(1.2 * length, QUENCH_DISPLACEMENT)
+            else:
+                length *= 0.2
+        self.place(state.getPositions(asNumpy=True)._value)
+
+
+def _one_particle_context() -> openmm.Context:
+    system = openmm.System()
+    system.addParticle(1.0)
+    integrator = openmm.LangevinMiddleIntegrator(300.0, 1.0, 0.001)
+    return openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
+
+
+@lru_cache(maxsize=8)
+def _engine(settings: MDSettings, thread: int) -> _Engine:
+    """Return this process's context for the settings, kept between segments; contexts are not shared by threads."""
+    return _Engine(settings)
+
+
+def _run_chunk(unit: tuple[MDSettings, list[Segment]]) -> list[SegmentResult]:
+    settings, segments = unit
+    engine = _engine(settings, threading.get_ident())
+    return [_run_segment(engine, segment) for segment in segments]
+
+
+def _run_segment(engine: _Engine, segment: Segment) -> SegmentResult:
+    """Run a segment; if it blows up, once more from a quenched start; if it does so again, say why."""
+    engine.evaluations = 0
+    reasons = []
+    for retries in (0, 1):
+        try:
+            frames = _attempt(engine, segment, gentle=bool(retries))
+        except (_Blowup, openmm.OpenMMException) as error:
+            reasons.append(str(error))
+            continue
+        final = engine.context.getState(positions=True, velocities=True)
+        return SegmentResult(
+            segment.walker,
+            *frames,
+            final_positions=final.getPositions(asNumpy=True)._value,
+            final_velocities=final.getVelocities(asNumpy=True)._value,
+            force_evaluations=engine.evaluations,
+            failure=None,
+            retries=retries,
+        )
+    return _failed(segment, f"{reasons[0]}; started again gently: {reasons[1]}", engine.evaluations, retries=1)
+
+
+def _attempt(engine: _Engine, segment: Segment, gentle: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return positions, energies and forces of the frames, or raise where the walker blows up."""
+    temperature = engine.settings.temperature_k
+    velocity_seed, noise_seed = _seeds(segment.seed, gentle)
+    engine.reseed(noise_seed)
+    start = segment.center if segment.pull_from is None else segment.pull_from
+    engine.set_umbrella(start, segment.force_constants)
+    engine.place(segment.positions)
+    if gentle:
+        engine.quench(QUENCH_STEPS)
+    if gentle or segment.velocities is None:
+        engine.context.setVelocitiesToTemperature(temperature, velocity_seed)
+    else:
+        engine.context.setVelocities(np.ascontiguousarray(segment.velocities, dtype=float))
+
+    lowest = engine.check(np.inf, "at the start")
+    with _time_step_shortened(engine, GENTLE_FACTOR if gentle else 1) as factor:
+        if segment.pull_steps:
+            for fraction, steps in _pull_schedule(segment.pull_steps * factor):
+                engine.set_umbrella(start + fraction * (segment.center - start), segment.force_constants)
+                engine.step(steps)
+            lowest = engine.check(lowest, "in the pull")
+        if segment.equilibration_steps:
+            engine.step(segment.equilibration_steps * factor)
+            lowest = engine.check(lowest, "in the equilibration")
+    return _record(engine, segment, lowest)
+
+
+def _record(engine: _Engine, segment: Segment, lowest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    count = segment.steps // segment.frame_interval
+    positions = np.empty((count, *segment.positions.shape))
+    energies = np.empty(count)
+    forces = np.empty_like(positions)
+    groups = engine.settings.physical_groups
+    for frame in range(count):
+        engine.step(segment.frame_interval)
+        state = engine.state(groups)
+        _copy(state, openmm.State.Positions, positions[frame])
+        _copy(state, openmm.State.Forces, forces[frame])
+        energies[frame] = energy = state.getPotentialEnergy()._value
+        _refuse_blowup(energy, lowest + engine.headroom, "in the run")
+        lowest = min(lowest, energy)
+    if not (np.isfinite(forces).all() and np.isfinite(positions).all()):
+        raise _Blowup("a position or force was not finite")
+    return positions, energies, forces
+
+
+def _copy(state: openmm.State, vectors: int, target: np.ndarray) -> None:
+    """Fill `target`; `state.getPositions(asNumpy=True)` and its like make this call and add 9 µs, a force evaluation's
+    time for a small molecule."""
+    state._getVectorAsNumpy(vectors, target)
+
+
+def _refuse_blowup(energy: float, ceiling: float, stage: str) -> None:
+    if not -np.inf < energy < ceiling:
+        raise _Blowup(f"blew up {stage}: potential energy {energy:.4g} kJ/mol")
+
+
+def _pull_schedule(steps: int) -> Iterator[tuple[float, int]]:
+    """Yield (fraction of the way, steps to run there); the last fraction is 1."""
+    increments = min(PULL_INCREMENTS, steps)
+    ends = np.arange(increments + 1) * steps // increments
+    for increment in range(increments):
+        yield (increment + 1) / increments, int(ends[increment + 1] - ends[increment])
+
+
+@contextlib.contextmanager
+def _time_step_shortened(engine: _Engine, factor: int) -> Iterator[int]:
+    engine.integrator.setStepSize(engine.time_step / factor)
+    try:
+        yield factor
+    finally:
+        engine.integrator.setStepSize(engine.time_step)
+
+
+def _seeds(seed: int, gentle: bool) -> tuple[int, int]:
+    """Return independent seeds for velocities and noise that OpenMM takes: 1 to 2**31 - 1 (0 would mean "any")."""
+    words = np.random.SeedSequence(seed, spawn_key=(int(gentle),)).generate_state(2)
+    return int(words[0] % (2**31 - 1)) + 1, int(words[1] % (2**31 - 1)) + 1
+
+
+def _failed(segment: Segment, reason: str, force_evaluations: int, retries: int) -> SegmentResult:
+    atoms = len(segment.positions)
+    return SegmentResult(
+        segment.walker,
+        positions=np.empty((0, atoms, 3)),
+        energies=np.empty(0),
+        forces=np.empty((0, atoms, 3)),
+        final_positions=segment.positions,
+        final_velocities=None,
+        force_evaluations=force_evaluations,
+        failure=reason,
+        retries=retries,
+    )
+
+
+def _fail_chunk(unit: tuple[MDSettings, list[Segment]], error: Exception) -> list[SegmentResult]:
+    reason = f"{type(error).__name__}: {error}"
+    return [_failed(segment, reason, segment.planned_steps, retries=0) for segment in unit[1]]
+
+
+def _evaluate_chunk(unit: tuple[MDSettings, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    settings, positions = unit
+    engine = _engine(settings, threading.get_ident())
+    energies = np.full(len(positions), np.nan)
+    forces = np.full(positions.shape, np.nan)
+    for index, configuration in enumerate(positions):
+        with contextlib.suppress(openmm.OpenMMException):  # raised for coordinates that are nan
+            engine.context.setPositions(configuration)
+            engine.context.computeVirtualSites()
+            state = engine.state(settings.physical_groups)
+            _copy(state, openmm.State.Forces, forces[index])
+            energies[index] = state.getPotentialEnergy()._value
+    undefined = ~(np.isfinite(energies) & np.isfinite(forces).all(axis=(1, 2)))
+    energies[undefined] = np.nan
+    forces[undefined] = np.nan
+    return energies, forces
+
+
+def _share_out(costs: Sequence[int], chunks: int) -> list[list[int]]:
+    """Return at most `chunks` non-empty lists of indices with near-equal sums: longest first, to the lightest list."""
+    lists: list[list[int]] = [[] for _ in range(max(1, min(chunks, len(costs))))]
+    totals = [0] * len(lists)
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        lightest = totals.index(min(totals))
+        lists[lightest].append(index)
+        totals[lightest] += costs[index] + 1
+    return [indices for indices in lists if indices]
+
+
+def _with_devices(settings: MDSettings, chunks: int) -> list[MDSettings]:
+    """Return the settings for each chunk, with one device each unless the user has named one."""
+    if chunks == 0 or "DeviceIndex" in settings.platform_properties:
+        return [settings] * chunks
+    return [
+        replace(settings, platform_properties=settings.platform_properties | device)
+        for device in assign_devices(settings.platform, chunks)
+    ]

@@ -1,0 +1,582 @@
+"""`MolecularSystem`: one molecule, its physics and its CVs, from a folder or from a user's `Simulation`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import index
+from pathlib import Path
+from typing import Any, Literal
+
+import mdtraj
+import numpy as np
+import openmm
+from openmm import app, unit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .cvs import CV_KINDS, CollectiveVariable, as_cvs
+from .units import InputError, strip_units
+
+__all__ = ["MolecularSystem", "check_supported", "load_system"]
+
+PERIODIC_BINS = 36
+BINS = 40
+DEFAULT_FRICTION_PER_PS = 1.0
+TEMPERATURE_TOLERANCE_K = 0.01
+CV_TOLERANCE = 2e-3
+"""Largest difference of mdtraj's and OpenMM's value of a CV, relative to 1 + |value|; mdtraj is in single precision."""
+FORCE_GROUPS = 32
+CHUNK = 10_000
+_BAROSTATS = (
+    openmm.MonteCarloBarostat,
+    openmm.MonteCarloAnisotropicBarostat,
+    openmm.MonteCarloMembraneBarostat,
+    openmm.MonteCarloFlexibleBarostat,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class MolecularSystem:
+    """One bonded molecule at constant temperature, with one to three CVs; what every other module is told of it.
+
+    >>> molecule = load_system(Path("systems/alanine_dipeptide_vacuum"))
+    >>> molecule.evaluate_cvs(molecule.positions[None])  # shape (1, 2), radians
+    >>> biased, prefixes, physical_groups = molecule.biased_system()
+
+    Attributes
+    ----------
+    name : for output
+    topology : with the bonds
+    system : the physics, a copy of what was given without its AndersenThermostat forces (the integrator keeps the
+        temperature here); a CMMotionRemover stays, as it changes no internal coordinate
+    positions : float64, shape (n_atoms, 3), nm; a starting configuration
+    cvs : one to three collective variables
+    temperature_k, time_step_fs, friction_per_ps : of the dynamics
+    bins : per CV, bins of a surface; empty stands for 36 for a periodic CV and 40 for another
+
+    Raises
+    ------
+    InputError
+        see `check_supported`; also if a CV's mdtraj value and OpenMM force disagree at `positions`.
+    """
+
+    name: str
+    topology: app.Topology
+    system: openmm.System
+    positions: np.ndarray
+    cvs: tuple[CollectiveVariable, ...]
+    temperature_k: float
+    time_step_fs: float = 2.0
+    friction_per_ps: float = DEFAULT_FRICTION_PER_PS
+    bins: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        def put(field: str, value: Any) -> None:
+            object.__setattr__(self, field, value)
+
+        put("cvs", as_cvs(self.cvs))
+        check_supported(self.topology, self.system, self.cvs)
+        positions = np.array(strip_units(self.positions, unit.nanometer), dtype=np.float64)
+        expected = (self.system.getNumParticles(), 3)
+        if positions.shape != expected or not np.isfinite(positions).all():
+            raise InputError(f"positions must be finite and of shape {expected} in nm, got shape {positions.shape}")
+        put("positions", positions)
+        put("bins", _bins(self.bins, self.cvs))
+        for field, target in (
+            ("temperature_k", unit.kelvin),
+            ("time_step_fs", unit.femtosecond),
+            ("friction_per_ps", unit.picosecond**-1),
+        ):
+            value = strip_units(getattr(self, field), target)
+            if not (np.isfinite(value) and value > 0):
+                raise InputError(f"{field} must be positive and finite, got {value}")
+            put(field, value)
+        put("system", _without_andersen(self.system))
+        self._check_cvs_agree()
+
+    @staticmethod
+    def from_simulation(
+        simulation: app.Simulation,
+        cvs: Sequence[CollectiveVariable],
+        temperature: Any = None,
+        bins: Sequence[int] | int | None = None,
+        name: str = "user",
+    ) -> MolecularSystem:
+        """Return the system of a user's `Simulation`, which is read and not changed.
+
+        Positions and context parameters are the context's current ones, time step and friction the integrator's (an
+        integrator without friction stands for 1/ps). The temperature comes from the integrator or an
+        AndersenThermostat, and must be given where neither has one.
+
+        Raises
+        ------
+        InputError
+            without a temperature, with contradicting temperatures, or where `check_supported` says no.
+        """
+        cvs = as_cvs(cvs)
+        check_supported(simulation.topology, simulation.system, cvs)
+        integrator, context = simulation.integrator, simulation.context
+        known = dict(_thermostats(simulation))
+        if temperature is not None:
+            known["the temperature given"] = float(strip_units(temperature, unit.kelvin))
+        if not known:
+            raise InputError(
+                f"{type(integrator).__name__} has no thermostat: give a temperature, or use LangevinMiddleIntegrator"
+            )
+        if max(known.values()) - min(known.values()) > TEMPERATURE_TOLERANCE_K:
+            listed = " and ".join(f"{value:g} K ({source})" for source, value in known.items())
+            raise InputError(f"temperatures contradict each other: {listed}")
+        time_step = integrator.getStepSize().value_in_unit(unit.femtosecond)
+        if time_step <= 0:
+            raise InputError(f"the time step of {type(integrator).__name__} must be set before it can be used")
+        friction = getattr(integrator, "getFriction", None)
+        system = copy.deepcopy(simulation.system)
+        parameters = dict(context.getParameters())
+        for force in system.getForces():
+            _set_default_parameters(force, parameters)
+        state = context.getState(positions=True)
+        return MolecularSystem(
+            name=name,
+            topology=simulation.topology,
+            system=system,
+            positions=state.getPositions(asNumpy=True).value_in_unit(unit.nanometer),
+            cvs=cvs,
+            temperature_k=next(iter(known.values())),
+            time_step_fs=time_step,
+            friction_per_ps=strip_units(friction(), unit.picosecond**-1) if friction else DEFAULT_FRICTION_PER_PS,
+            bins=_bins(bins, cvs),
+        )
+
+    @property
+    def n_atoms(self) -> int:
+        """Particles of the system, virtual sites included."""
+        return self.system.getNumParticles()
+
+    @cached_property
+    def mdtraj_topology(self) -> mdtraj.Topology:
+        """The topology for mdtraj."""
+        return mdtraj.Topology.from_openmm(self.topology)
+
+    @cached_property
+    def masses(self) -> np.ndarray:
+        """float64, shape (n_atoms,), amu; 0 for virtual sites."""
+        return _masses(self.system)
+
+    @cached_property
+    def bonds(self) -> np.ndarray:
+        """int64, shape (n_bonds, 2)."""
+        return _bonds(self.topology)
+
+    @cached_property
+    def constraints(self) -> tuple[tuple[int, int, float], ...]:
+        """(i, j, distance in nm) of every constraint."""
+        return _constraints(self.system)
+
+    @cached_property
+    def physical_xml(self) -> str:
+        """The unbiased system, serialised by OpenMM."""
+        return openmm.XmlSerializer.serialize(self.system)
+
+    def trajectory(self, positions: np.ndarray) -> mdtraj.Trajectory:
+        """Return a trajectory of positions (n, n_atoms, 3) or (n_atoms, 3) in nm, which mdtraj keeps as float32."""
+        return mdtraj.Trajectory(np.asarray(positions, dtype=np.float64), self.mdtraj_topology)
+
+    def evaluate_cvs(self, positions: np.ndarray) -> np.ndarray:
+        """Return the CVs, float64, shape (n, n_cvs), of positions (n, n_atoms, 3) in nm.
+
+        Configurations are centred first, which no CV may notice: the single precision of mdtraj then suffices for a
+        molecule that has drifted far.
+        """
+        positions = np.asarray(positions, dtype=np.float64)
+        if positions.ndim != 3 or positions.shape[1:] != (self.n_atoms, 3):
+            raise ValueError(f"positions must have shape (n, {self.n_atoms}, 3), got {positions.shape}")
+        values = np.empty((len(positions), len(self.cvs)))
+        for start in range(0, len(positions), CHUNK):
+            chunk = positions[start : start + CHUNK]
+            trajectory = self.trajectory(chunk - chunk.mean(axis=1, keepdims=True))
+            for k, cv in enumerate(self.cvs):
+                values[start : start + CHUNK, k] = cv.evaluate(trajectory)
+        return values
+
+    def biased_system(self) -> tuple[openmm.System, tuple[str, ...], int]:
+        """Return (a copy of the system with an umbrella per CV, their parameter prefixes, the physical force groups).
+
+        The umbrellas share one force group that nothing else uses; the bit mask, for `getState(groups=...)`, holds
+        all other groups. Umbrella k is steered by `{prefix}_center` and `{prefix}_force_constant`, 0 at first.
+
+        Raises
+        ------
+        InputError
+            if all 32 force groups are in use.
+        """
+        system = copy.deepcopy(self.system)
+        free = set(range(FORCE_GROUPS)) - {force.getForceGroup() for force in system.getForces()}
+        if not free:
+            raise InputError(f"all {FORCE_GROUPS} force groups are in use: leave one free for the umbrellas")
+        group = max(free)
+        taken = {name for force in system.getForces() for name in _parameter_names(force)}
+        stem = "sgm"
+        while any(name.startswith(stem) for name in taken):
+            stem += "_"
+        prefixes = tuple(f"{stem}{k}" for k in range(len(self.cvs)))
+        for cv, prefix in zip(self.cvs, prefixes, strict=True):
+            bias = cv.bias_force(prefix)
+            bias.setForceGroup(group)
+            system.addForce(bias)
+        return system, prefixes, (2**FORCE_GROUPS - 1) & ~(1 << group)
+
+    def cv_gradients(self, positions: np.ndarray, which: Sequence[int]) -> np.ndarray:
+        """Return ∂CV/∂x from the CVs' OpenMM forces, float64, shape (n, len(which), n_atoms, 3), CV unit per nm.
+
+        positions : float64, shape (n, n_atoms, 3), nm; no force of the molecule itself is evaluated
+        """
+        context = self._cv_context()
+        gradients = np.empty((len(positions), len(which), self.n_atoms, 3))
+        for row, configuration in enumerate(positions):
+            context.setPositions(configuration)
+            for column, k in enumerate(which):
+                forces = context.getState(forces=True, groups={k}).getForces(asNumpy=True)
+                gradients[row, column] = -forces.value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+        return gradients
+
+    def _cv_context(self) -> openmm.Context:
+        """Return a context in which force group k holds CV k and nothing else."""
+        probe = openmm.System()
+        for _ in range(self.n_atoms):
+            probe.addParticle(1.0)
+        for k, cv in enumerate(self.cvs):
+            force = cv.force()
+            force.setForceGroup(k)
+            probe.addForce(force)
+        platform = openmm.Platform.getPlatformByName("Reference")
+        return openmm.Context(probe, openmm.VerletIntegrator(0.001), platform)
+
+    def _check_cvs_agree(self) -> None:
+        """Refuse a CV whose mdtraj function and OpenMM force differ at the starting positions."""
+        values = self.evaluate_cvs(self.positions[None])[0]
+        context = self._cv_context()
+        context.setPositions(self.positions)
+        for k, (cv, value) in enumerate(zip(self.cvs, values, strict=True)):
+            energy = context.getState(energy=True, groups={k}).getPotentialEnergy()
+            force_value = energy.value_in_unit(unit.kilojoule_per_mole)
+            if not abs(cv.difference(value, force_value)) <= CV_TOLERANCE * (1 + abs(value)):
+                raise InputError(
+                    f"CV '{cv.name}' is {value:.6g} by mdtraj and {force_value:.6g} by its OpenMM force; "
+                    "both must give the same number"
+                )
+
+
+def check_supported(topology: app.Topology, system: openmm.System, cvs: Sequence[CollectiveVariable]) -> None:
+    """Refuse what the method cannot treat: one bonded molecule in free space at constant temperature is supported.
+
+    Virtual sites may be attached to it. A CMMotionRemover is harmless: it acts on no internal coordinate.
+
+    Raises
+    ------
+    InputError
+        for a barostat, periodic boundary conditions, forces that tie the molecule to a place, a topology without
+        bonds or of another size, several pieces, particles without mass that are no virtual sites, constraints other
+        than on bonds, or a CV on atoms that do not exist.
+    """
+    as_cvs(cvs)
+    n = system.getNumParticles()
+    for force in system.getForces():
+        if isinstance(force, _BAROSTATS):
+            raise InputError(f"constant volume (NVT) is meant: remove the barostat ({type(force).__name__})")
+        if isinstance(force, openmm.CustomExternalForce):
+            raise InputError(
+                "a CustomExternalForce ties the molecule to a place, where only internal coordinates are sampled"
+            )
+    if system.usesPeriodicBoundaryConditions():
+        raise InputError(
+            "periodic boundary conditions are not supported yet: use NoCutoff (vacuum or implicit solvent)"
+        )
+    if topology.getNumAtoms() != n:
+        raise InputError(f"the topology has {topology.getNumAtoms()} atoms and the system {n} particles")
+    for cv in cvs:
+        if cv.atoms and max(cv.atoms) >= n:
+            raise InputError(
+                f"CV '{cv.name}' asks for atom {max(cv.atoms)}, but the system has {n} atoms, counted from 0"
+            )
+    bonds = _bonds(topology)
+    if not len(bonds):
+        raise InputError("the topology has no bonds: give a PDB of standard residues, CONECT records, or add bonds")
+    masses = _masses(system)
+    for i in range(n):
+        if masses[i] == 0 and not system.isVirtualSite(i):
+            raise InputError(f"particle {i} has no mass and is no virtual site: frozen atoms are not supported")
+    pieces = _count_pieces(masses, bonds)
+    if pieces > 1:
+        raise InputError(
+            f"the atoms form {pieces} pieces, but one bonded molecule (virtual sites may be attached) is supported"
+        )
+    bonded = {frozenset(pair) for pair in bonds.tolist()}
+    for i, j, _ in _constraints(system):
+        if frozenset((i, j)) not in bonded:
+            raise InputError(
+                f"atoms {i} and {j} are constrained but not bonded (a rigid angle or rigid water): "
+                "only bonds may be constrained, as with constraints = 'HBonds'"
+            )
+
+
+# system.toml
+
+
+class _Cv(BaseModel):
+    """A [[cv]] table. Further keys are arguments of the CV's class, and are refused unless it has them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    kind: str
+    bins: int | None = Field(default=None, ge=2)
+    min: float | None = None
+    max: float | None = None
+
+
+class _SystemFile(BaseModel):
+    """The whole of system.toml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    topology: str
+    force_field: list[str] | None = Field(default=None, min_length=1)
+    system: str | None = None
+    nonbonded_method: Literal["NoCutoff", "CutoffNonPeriodic"] | None = None
+    nonbonded_cutoff_nm: float | None = Field(default=None, gt=0)
+    constraints: Literal["None", "HBonds", "AllBonds", "HAngles"] | None = None
+    temperature_k: float = Field(gt=0)
+    time_step_fs: float = Field(gt=0)
+    friction_per_ps: float = Field(gt=0)
+    cv: list[_Cv] = Field(min_length=1)
+
+
+_FORCE_FIELD_KEYS = ("nonbonded_method", "nonbonded_cutoff_nm", "constraints")
+
+
+def load_system(folder: Path) -> MolecularSystem:
+    """Return the system described by `folder`/system.toml; its files must lie inside the folder.
+
+    Raises
+    ------
+    InputError
+        one sentence that says what is missing or wrong, with OpenMM's own words where it refuses the molecule.
+    """
+    folder = Path(folder)
+    path = folder / "system.toml"
+    try:
+        with path.open("rb") as stream:
+            table = tomllib.load(stream)
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no system.toml") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+    try:
+        options = _SystemFile.model_validate(table)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].rstrip('.')}" for e in error.errors())
+        raise InputError(f"{path}: {'; '.join(problems)}") from None
+    topology, positions = _read_structure(folder, options.topology)
+    cvs = [_build_cv(folder, table, positions) for table in options.cv]
+    defaults = _bins(None, cvs)
+    return MolecularSystem(
+        name=options.name,
+        topology=topology,
+        system=_build_system(folder, options, topology),
+        positions=positions,
+        cvs=as_cvs(cvs),
+        temperature_k=options.temperature_k,
+        time_step_fs=options.time_step_fs,
+        friction_per_ps=options.friction_per_ps,
+        bins=tuple(table.bins or default for table, default in zip(options.cv, defaults, strict=True)),
+    )
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return the path of file `name` of the folder; refuse one that leads out of it, or that does not exist."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise InputError(f"'{name}' lies outside {folder}: all files of a system must be in its folder")
+    if not path.is_file():
+        raise InputError(f"{folder} holds no file '{name}'")
+    return path
+
+
+def _read_structure(folder: Path, name: str) -> tuple[app.Topology, np.ndarray]:
+    """Return topology and positions (n_atoms, 3) in nm of a .pdb or .cif file."""
+    readers = {".pdb": app.PDBFile, ".cif": app.PDBxFile}
+    path = _inside(folder, name)
+    if path.suffix.lower() not in readers:
+        raise InputError(f"'{name}' must be a {' or '.join(readers)} file")
+    try:
+        structure = readers[path.suffix.lower()](str(path))
+        return structure.topology, structure.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    except Exception as error:  # the readers raise whatever the first broken field leads to
+        raise InputError(f"'{name}' cannot be read: {_one_line(error)}") from error
+
+
+def _build_system(folder: Path, options: _SystemFile, topology: app.Topology) -> openmm.System:
+    if (options.force_field is None) == (options.system is None):
+        raise InputError("system.toml needs either force_field = [...] or system = 'system.xml'")
+    if options.system is not None:
+        given = [key for key in _FORCE_FIELD_KEYS if getattr(options, key) is not None]
+        if given:
+            raise InputError(f"{', '.join(given)} belong to force_field; '{options.system}' has them already")
+        text = _inside(folder, options.system).read_text()
+        try:
+            system = openmm.XmlSerializer.deserialize(text)
+        except openmm.OpenMMException as error:
+            raise InputError(f"'{options.system}' cannot be read: {_one_line(error)}") from error
+        if not isinstance(system, openmm.System):
+            raise InputError(f"'{options.system}' holds no System but {type(system).__name__}")
+        return system
+    arguments: dict[str, Any] = {
+        "nonbondedMethod": getattr(app, options.nonbonded_method or "NoCutoff"),
+        "constraints": None if options.constraints in (None, "None") else getattr(app, options.constraints),
+    }
+    if options.nonbonded_cutoff_nm is not None:
+        arguments["nonbondedCutoff"] = options.nonbonded_cutoff_nm
+    names = options.force_field or []
+    files = _force_field_files(folder, names)
+    try:
+        return app.ForceField(*files).createSystem(topology, **arguments)
+    except Exception as error:  # ValueError as a rule; a broken XML file raises anything
+        raise InputError(f"{' + '.join(names)} does not fit '{options.topology}': {_one_line(error)}") from error
+
+
+def _force_field_files(folder: Path, names: list[str]) -> list[str]:
+    """Return paths of the folder's own files, and names of OpenMM's as they are."""
+    files = []
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts or (folder / name).is_file():
+            files.append(str(_inside(folder, name)))
+        else:
+            files.append(name)
+    return files
+
+
+def _build_cv(folder: Path, table: _Cv, positions: np.ndarray) -> CollectiveVariable:
+    """Return the CV of a [[cv]] table; a `reference` is a structure file, by default the starting positions."""
+    if table.kind not in CV_KINDS:
+        raise InputError(f"CV '{table.name}': kind must be one of {', '.join(CV_KINDS)}, got '{table.kind}'")
+    kind = CV_KINDS[table.kind]
+    parameters = inspect.signature(kind).parameters
+    arguments: dict[str, Any] = dict(table.model_extra or {})
+    for key in arguments:
+        if key not in parameters or key in ("minimum", "maximum"):
+            known = [p for p in parameters if p not in ("name", "minimum", "maximum")]
+            raise InputError(
+                f"CV '{table.name}': a {table.kind} takes no '{key}', only {', '.join([*known, 'bins', 'min', 'max'])}"
+            )
+    for key, value in (("minimum", table.min), ("maximum", table.max)):
+        if value is None:
+            continue
+        if key not in parameters:
+            raise InputError(f"CV '{table.name}' is periodic and always covers its period: give no min or max")
+        arguments[key] = value
+    if "reference" in parameters:
+        file = arguments.get("reference")
+        if file is not None and not isinstance(file, str):
+            raise InputError(f"CV '{table.name}': reference must be the name of a structure file")
+        arguments["reference"] = positions if file is None else _read_structure(folder, file)[1]
+    missing = [p for p, v in parameters.items() if v.default is v.empty and p != "name" and p not in arguments]
+    if missing:
+        raise InputError(f"CV '{table.name}': a {table.kind} needs {', '.join(missing)}")
+    return kind(table.name, **arguments)
+
+
+# Small readers of OpenMM objects
+
+
+def _masses(system: openmm.System) -> np.ndarray:
+    return np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
+
+
+def _bonds(topology: app.Topology) -> np.ndarray:
+    pairs = [(bond.atom1.index, bond.atom2.index) for bond in topology.bonds()]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _constraints(system: openmm.System) -> tuple[tuple[int, int, float], ...]:
+    found = (system.getConstraintParameters(k) for k in range(system.getNumConstraints()))
+    return tuple((i, j, distance.value_in_unit(unit.nanometer)) for i, j, distance in found)
+
+
+def _count_pieces(masses: np.ndarray, bonds: np.ndarray) -> int:
+    """Return the number of connected pieces of the bond graph of atoms with mass."""
+    left = set(np.flatnonzero(masses > 0).tolist())
+    neighbours: dict[int, list[int]] = {i: [] for i in left}
+    for i, j in bonds.tolist():
+        if i in left and j in left:
+            neighbours[i].append(j)
+            neighbours[j].append(i)
+    pieces = 0
+    while left:
+        pieces += 1
+        stack = [left.pop()]
+        while stack:
+            reached = left.intersection(neighbours[stack.pop()])
+            left -= reached
+            stack.extend(reached)
+    return pieces
+
+
+def _bins(bins: Sequence[int] | int | None, cvs: Sequence[CollectiveVariable]) -> tuple[int, ...]:
+    """Return bins per CV from one number for all, one per CV, or nothing."""
+    if bins is None or (not np.ndim(bins) and not bins) or not np.size(bins):
+        return tuple(PERIODIC_BINS if cv.period is not None else BINS for cv in cvs)
+    try:
+        result = tuple(index(b) for b in (bins if isinstance(bins, Sequence) else [bins] * len(cvs)))
+    except TypeError:
+        raise InputError(f"bins must be whole numbers, one for each of the {len(cvs)} CVs, got {bins!r}") from None
+    if len(result) != len(cvs) or min(result) < 2:
+        raise InputError(f"bins must be 2 or more for each of the {len(cvs)} CVs, got {bins!r}")
+    return result
+
+
+def _without_andersen(system: openmm.System) -> openmm.System:
+    """Return a copy without AndersenThermostat forces."""
+    system = copy.deepcopy(system)
+    for k in reversed(range(system.getNumForces())):
+        if isinstance(system.getForce(k), openmm.AndersenThermostat):
+            system.removeForce(k)
+    return system
+
+
+def _thermostats(simulation: app.Simulation) -> Iterator[tuple[str, float]]:
+    """Yield (what sets it, temperature in K) of everything in a simulation that sets a temperature."""
+    integrator = simulation.integrator
+    if hasattr(integrator, "getTemperature"):
+        try:
+            temperature = strip_units(integrator.getTemperature(), unit.kelvin)
+        except openmm.OpenMMException:  # a NoseHooverIntegrator without a chain on the whole system
+            temperature = 0.0
+        if temperature > 0:
+            yield type(integrator).__name__, temperature
+    if any(isinstance(force, openmm.AndersenThermostat) for force in simulation.system.getForces()):
+        yield "AndersenThermostat", simulation.context.getParameter(openmm.AndersenThermostat.Temperature())
+
+
+def _parameter_names(force: openmm.Force) -> list[str]:
+    if not hasattr(force, "getNumGlobalParameters"):
+        return []
+    return [force.getGlobalParameterName(k) for k in range(force.getNumGlobalParameters())]
+
+
+def _set_default_parameters(force: openmm.Force, values: dict[str, float]) -> None:
+    """Make a context's current global parameters the defaults of a force, and of those inside a CustomCVForce."""
+    for k, name in enumerate(_parameter_names(force)):
+        if name in values:
+            force.setGlobalParameterDefaultValue(k, values[name])
+    if isinstance(force, openmm.CustomCVForce):
+        for k in range(force.getNumCollectiveVariables()):
+            _set_default_parameters(force.getCollectiveVariable(k), values)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,226 @@
+"""Options and frames in, a fitted `Generator` out."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .diffusion import SIGMA_MAX, SIGMA_MIN, ScoreModel, training_loss
+from .frames import Frames
+from .generator import Generator
+from .networks import NetworkOptions, ScoreNetwork
+from .representation import Representation, ZMatrix, fit_representation
+from .symmetry import permuted
+from .system import MolecularSystem
+from .units import thermal_energy
+from .windows import WindowGrid
+
+__all__ = ["TrainingOptions", "TrainingResult", "TrainingSet", "build_training_set", "train"]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train.
+
+    Attributes
+    ----------
+    steps, batch_size, learning_rate : Adam with cosine decay to zero
+    ema : decay of the exponential moving average of the weights, whose result is kept
+    hold_out : share of frames held out; every `check_every` steps their loss is measured, the best weights are kept,
+        and after `patience` checks without a better one training ends
+    gradient_clip : largest norm of a gradient step
+    gradient_limit : force targets are clipped to this many standard deviations, coordinate by coordinate
+    use_forces : False leaves the forces out (denoising score matching alone)
+    rows : size of the training set drawn from the frames
+    """
+
+    steps: int = 2000
+    batch_size: int = 512
+    learning_rate: float = 2e-3
+    ema: float = 0.995
+    hold_out: float = 0.1
+    check_every: int = 250
+    patience: int = 3
+    gradient_clip: float = 1.0
+    gradient_limit: float = 8.0
+    use_forces: bool = True
+    rows: int = 20_000
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Encoded frames.
+
+    Attributes
+    ----------
+    representation : the coordinates they are encoded in
+    z, gradients : float32, shape (n, d); coordinates and ∇_z log π_c
+    label_features : float32, shape (n, m)
+    group : int64, shape (n,); the configuration that a row was made from: copies of one never stand on both sides of
+        the hold-out
+    """
+
+    representation: Representation
+    z: np.ndarray
+    gradients: np.ndarray
+    label_features: np.ndarray
+    group: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The generator, the held-out loss at each check as (step, loss), the steps taken and the seconds they took."""
+
+    generator: Generator
+    held_out: list[tuple[int, float]]
+    steps: int
+    seconds: float
+
+
+def build_training_set(
+    frames: Frames,
+    sample_weights: np.ndarray,
+    free_energies: np.ndarray,
+    *,
+    molecule: MolecularSystem,
+    grid: WindowGrid,
+    z_matrix: ZMatrix,
+    rotors: list[tuple[int, int, int]],
+    rows: int,
+    rng: np.random.Generator,
+) -> TrainingSet:
+    """Draw a training set in which every label has the same share, and fit the representation to it.
+
+    A frame is not tied to the window it came from. Under windows sampled alike, the label of a configuration x is
+    distributed as p(k|x) ∝ exp(f_k − bias_k(x)) (the weights of MBAR, Shirts & Chodera 2008, equation 9), so each row
+    draws its label anew: one frame teaches several labels. Equivalent hydrogens are relabelled at random.
+
+    Parameters
+    ----------
+    sample_weights : shape (n,); weight of each frame among those of its window, 1 for MD
+    free_energies : shape (n_windows,), kT, of all windows of the grid, NaN where there is none
+    """
+    known = np.flatnonzero(np.isfinite(free_energies))
+    log_terms = free_energies[known] - grid.reduced_bias(frames.cvs[:, None], grid.centers[known])
+    size = np.zeros(len(free_energies))
+    np.add.at(size, frames.windows, sample_weights)
+    top = log_terms.max(axis=1, keepdims=True)
+    terms = np.exp(log_terms - top)
+    share = sample_weights * terms.sum(axis=1) / (terms @ np.maximum(size[known], 1e-12))
+    chosen = rng.choice(len(frames), size=rows, p=share / share.sum())
+    cumulative = np.cumsum(terms[chosen], axis=1)
+    picks = (cumulative < rng.random(rows)[:, None] * cumulative[:, -1:]).sum(axis=1)
+    labels = grid.centers[known][np.minimum(picks, len(known) - 1)]
+
+    positions, forces = permuted([frames.positions[chosen], frames.forces[chosen]], rotors, rng)
+    representation = fit_representation(
+        positions,
+        labels,
+        np.ones(rows),
+        z_matrix=z_matrix,
+        label_space=grid.label_space,
+        constraints=molecule.constraints,
+        masses=molecule.masses,
+    )
+    in_coordinates = set(representation.cv_of.tolist())
+    others = [k for k in range(len(molecule.cvs)) if k not in in_coordinates]
+    if others:
+        slopes = grid.force_constants * grid.difference(molecule.evaluate_cvs(positions), labels)
+        forces -= np.einsum("nk,nkai->nai", slopes[:, others], molecule.cv_gradients(positions, others))
+    x, c = torch.as_tensor(positions), torch.as_tensor(labels)
+    beta = 1 / thermal_energy(grid.temperature_k)
+    coordinate_constants = grid.force_constants[representation.cv_of]
+    z, gradients = representation.force_targets(x, torch.as_tensor(forces), c, beta, coordinate_constants)
+    features = representation.label_space.features(c)[:, 1:]
+    return TrainingSet(representation, *(t.float().numpy() for t in (z, gradients, features)), group=chosen)
+
+
+def train(
+    data: TrainingSet,
+    *,
+    options: TrainingOptions,
+    network_options: NetworkOptions,
+    seed: int,
+    previous: Generator | None = None,
+    ode_steps: int = 10,
+) -> TrainingResult:
+    """Fit the score network by denoising and force-informed score matching (DESIGN, equation 3).
+
+    The weights of `previous` are the start where its representation has the same coordinates.
+    """
+    started = time.perf_counter()
+    representation = data.representation
+    source = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = ScoreNetwork(
+            representation.n_linear, representation.n_rotors, data.label_features.shape[1], network_options
+        )
+    if previous is not None and _same_coordinates(previous.representation, representation):
+        network.load_state_dict(previous.network.state_dict())
+    model = ScoreModel(network)
+    z, gradients = torch.as_tensor(data.z), torch.as_tensor(data.gradients)
+    features = torch.as_tensor(data.label_features)
+    limit = options.gradient_limit * torch.sqrt((gradients**2).median(0).values / 0.455)  # χ² of one degree's median
+    gradients = torch.clamp(gradients, -limit, limit)
+    variance = 1 / (gradients**2).mean(0).clamp(1e-12) if options.use_forces else torch.zeros(z.shape[1])
+
+    groups = np.unique(data.group)
+    held_groups = np.random.default_rng(seed).permutation(groups)[: int(options.hold_out * len(groups))]
+    held = torch.as_tensor(np.isin(data.group, held_groups))
+    kept, out = torch.nonzero(~held)[:, 0], torch.nonzero(held)[:, 0]
+    check_rows = out[:2000]
+    check_sigma = _noise_levels(len(check_rows), source)
+    check_noise = torch.randn(len(check_rows), z.shape[1], generator=source)
+
+    def held_out_loss(candidate: ScoreNetwork) -> float:
+        with torch.no_grad():
+            rows = check_rows
+            batch = (z[rows], gradients[rows], features[rows], variance, check_sigma, check_noise)
+            loss = training_loss(ScoreModel(candidate), *batch)
+        return float(loss.mean())
+
+    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps)
+    average = copy.deepcopy(network).requires_grad_(False)
+    pairs = ([p.detach() for p in average.parameters()], [p.detach() for p in network.parameters()])
+    best, best_loss, history = copy.deepcopy(average), held_out_loss(average), []
+    history.append((0, best_loss))
+    worse, step = 0, 0
+    for step in range(1, options.steps + 1):
+        rows = kept[torch.randint(len(kept), (options.batch_size,), generator=source)]
+        sigma = _noise_levels(options.batch_size, source)
+        noise = torch.randn(options.batch_size, z.shape[1], generator=source)
+        loss = training_loss(model, z[rows], gradients[rows], features[rows], variance, sigma, noise).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), options.gradient_clip)
+        optimiser.step()
+        schedule.step()
+        torch._foreach_lerp_(pairs[0], pairs[1], 1 - min(options.ema, (step + 1) / (step + 10)))
+        if step % options.check_every == 0 or step == options.steps:
+            value = held_out_loss(average)
+            history.append((step, value))
+            if value < best_loss or not len(out):
+                best, best_loss, worse = copy.deepcopy(average), value, 0
+            else:
+                worse += 1
+                if worse >= options.patience:
+                    break
+    generator = Generator(representation, best.eval(), ode_steps)
+    return TrainingResult(generator, history, step, time.perf_counter() - started)
+
+
+def _noise_levels(n: int, source: torch.Generator) -> torch.Tensor:
+    """Return stratified log-uniform noise levels, shape (n, 1), in random order."""
+    u = (torch.randperm(n, generator=source) + torch.rand(n, generator=source)) / max(n, 1)
+    return (SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** u)[:, None]
+
+
+def _same_coordinates(a: Representation, b: Representation) -> bool:
+    names = ("rotors", "unimodal", "cv", "cv_of")
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)

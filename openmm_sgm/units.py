@@ -1,0 +1,28 @@
+"""Quantities at the door, plain floats inside: nm, ps, kJ/mol, radians, kelvin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from openmm import unit
+
+__all__ = ["BOLTZMANN_KJ_MOL_K", "InputError", "strip_units", "thermal_energy"]
+
+BOLTZMANN_KJ_MOL_K = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+
+
+class InputError(ValueError):
+    """The user's input cannot be used; the message is one sentence that says what to change."""
+
+
+def strip_units(value: Any, target: unit.Unit) -> Any:
+    """Return `value` in `target`; a bare number or array is taken to be in that unit already."""
+    if unit.is_quantity(value):
+        value = value.value_in_unit(target)
+    return np.asarray(value, dtype=float) if np.ndim(value) else float(value)
+
+
+def thermal_energy(temperature_k: float) -> float:
+    """Return kT in kJ/mol."""
+    return BOLTZMANN_KJ_MOL_K * temperature_k
