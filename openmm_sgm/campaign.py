@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .frames import BURN_IN, GENERATED, INJECTED, MD, Frames
-from .free_energy import effective_sample_size, window_free_energies
+from .free_energy import effective_sample_size, weighted_mbar
 from .generator import Generator, generate, log_densities
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
 from .networks import NetworkOptions
@@ -122,11 +122,11 @@ class Campaign:
         self.executor, self.chunks, self.say = executor, chunks, say
         self.grid = WindowGrid.over(molecule.cvs, molecule.temperature_k)
         self.beta = 1 / thermal_energy(molecule.temperature_k)
-        system, prefixes, mask = molecule.biased_system()
+        system, prefixes, physical_groups = molecule.biased_system()
         self.platform: PlatformChoice = choose_platform(system, molecule.positions)
         self.settings = MDSettings(
             system_xml=_serialise(system),
-            physical_groups=frozenset(g for g in range(32) if mask >> g & 1),
+            physical_groups=physical_groups,
             bias_prefixes=prefixes,
             temperature_k=molecule.temperature_k,
             time_step_fs=molecule.time_step_fs,
@@ -172,7 +172,7 @@ class Campaign:
             if not frontier:
                 break
             self._visit(frontier)
-            self._update_free_energies()
+            self.update_free_energies()
             if len(self.walkers) >= 2 * trained_at:
                 trained_at = len(self.walkers)
                 self.train(steps=self.options.training.steps // 3)
@@ -192,7 +192,7 @@ class Campaign:
         self._record([segment], self._run([segment]), BURN_IN, {window: "the starting structure"})
         if self.walkers[window].failure:
             raise RuntimeError(f"the first window failed: {self.walkers[window].failure}")
-        self._update_free_energies()
+        self.update_free_energies()
 
     def _frontier(self) -> list[int]:
         """Return unvisited windows beside visited ones that are low enough, the neighbour of the lowest first."""
@@ -533,8 +533,9 @@ class Campaign:
 
     # estimates on the way
 
-    def _update_free_energies(self) -> None:
-        self.free_energies = window_free_energies(self)
+    def update_free_energies(self) -> None:
+        """Estimate the windows' free energies from everything that is worth most so far."""
+        self.free_energies = _fe(self)
 
     def active_windows(self) -> np.ndarray:
         """Return the sound windows below the label height, int64."""

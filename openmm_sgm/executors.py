@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from typing import Any, TypeVar
 
-from openmm_sgm.units import InputError
+from .units import InputError
 
 __all__ = ["SerialExecutor", "WorkerPool", "make_executor", "run_units"]
 

@@ -6,61 +6,23 @@ A walker that blows up is started again gently, and set aside with the reason if
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import openmm
 
-from openmm_sgm.executors import SerialExecutor, run_units
-from openmm_sgm.platforms import assign_devices
-from openmm_sgm.units import thermal_energy
+from .engine import Blowup, Engine, MDSettings, copy_vectors, engine_for, refuse_blowup
+from .executors import SerialExecutor, run_units
+from .platforms import assign_devices
 
 __all__ = ["MDSettings", "Segment", "SegmentResult", "evaluate", "run_segments"]
 
-CONSTRAINT_TOLERANCE = 1e-6
 PULL_INCREMENTS = 16
 QUENCH_STEPS = 200
-QUENCH_DISPLACEMENT = 0.01
 GENTLE_FACTOR = 4
 """A retried walker is pulled and equilibrated with a time step shorter, and step counts longer, by this factor."""
-
-
-@dataclass(frozen=True)
-class MDSettings:
-    """How to run a system: everything that is the same for all walkers.
-
-    Attributes
-    ----------
-    system_xml : the biased system, serialised; each CV's umbrella has the global parameters `{prefix}_center` and
-        `{prefix}_force_constant`
-    physical_groups : force groups of the unbiased potential, as a bit mask (bit g set for group g)
-    bias_prefixes : parameter prefixes, one per CV, in the order of `Segment.center`
-    temperature_k, time_step_fs, friction_per_ps : of the Langevin middle integrator
-    platform, platform_properties : where contexts are made
-    """
-
-    system_xml: str
-    physical_groups: int
-    bias_prefixes: tuple[str, ...]
-    temperature_k: float
-    time_step_fs: float
-    friction_per_ps: float
-    platform: str
-    platform_properties: dict[str, str]
-
-    def __post_init__(self) -> None:
-        for name in ("temperature_k", "time_step_fs", "friction_per_ps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 < self.physical_groups < 2**32:
-            raise ValueError(f"physical_groups must be a bit mask of groups 0 to 31, got {self.physical_groups}")
-
-    def __hash__(self) -> int:
-        return hash((self.system_xml, self.platform, self.temperature_k, self.time_step_fs))
 
 
 @dataclass(frozen=True)
@@ -150,8 +112,8 @@ def run_segments(
 
     Segments are shared out over at most `chunks` work lists of near-equal length, each with a device of its own where
     there are several. On `Reference` and `CPU` a segment's result depends on its seed alone, not on chunks, processes
-    or what ran before (with threads on `Reference` it does: they share one source of noise). On GPUs the noise is not restarted for each segment, since OpenMM would compile the
-    context again: there runs are statistically equivalent, not identical.
+    or what ran before; only threads on `Reference` share one source of noise. On GPUs the noise is not restarted for
+    each segment, since OpenMM would compile the context again: runs there are equivalent, not identical.
 
     Nothing a segment does raises here: failures, a worker's death among them, are named in `SegmentResult.failure`.
     """
@@ -195,109 +157,20 @@ def evaluate(
     return np.concatenate(energies), np.concatenate(forces), len(positions)
 
 
-class _Blowup(Exception):
-    """A walker left the region where its numbers mean anything."""
-
-
-class _Engine:
-    """A context with its integrator, and the count of force evaluations made in it."""
-
-    def __init__(self, settings: MDSettings) -> None:
-        self.settings = settings
-        self.time_step = settings.time_step_fs / 1000
-        self.evaluations = 0
-        system = openmm.XmlSerializer.deserialize(settings.system_xml)
-        self.mobile = np.array([[system.getParticleMass(i)._value > 0] for i in range(system.getNumParticles())])
-        # Equipartition puts kT/2 into a harmonic degree of freedom; forty times that everywhere is no longer heat.
-        self.headroom = 1000 + 20 * thermal_energy(settings.temperature_k) * 3 * len(self.mobile)
-        self.integrator = openmm.LangevinMiddleIntegrator(
-            settings.temperature_k, settings.friction_per_ps, self.time_step
-        )
-        self.integrator.setConstraintTolerance(CONSTRAINT_TOLERANCE)
-        platform = openmm.Platform.getPlatformByName(settings.platform)
-        self.context = openmm.Context(system, self.integrator, platform, settings.platform_properties)
-        # `Reference` draws all noise of a process from one generator: a tiny context restarts it at a fifth of the cost.
-        self.noise_source = {"Reference": _one_particle_context(), "CPU": self.context}.get(settings.platform)
-
-    def reseed(self, seed: int) -> None:
-        """Restart the integrator's noise; OpenMM reads its seed only when a context is (re)initialised."""
-        if self.noise_source is not None:
-            self.noise_source.getIntegrator().setRandomNumberSeed(seed)
-            self.noise_source.reinitialize()
-
-    def place(self, positions: np.ndarray) -> None:
-        self.context.setPositions(np.ascontiguousarray(positions, dtype=float))
-        self.context.applyConstraints(CONSTRAINT_TOLERANCE)
-        self.context.computeVirtualSites()
-
-    def set_umbrella(self, center: np.ndarray, force_constants: np.ndarray) -> None:
-        for prefix, point, constant in zip(self.settings.bias_prefixes, center, force_constants, strict=True):
-            self.context.setParameter(f"{prefix}_center", float(point))
-            self.context.setParameter(f"{prefix}_force_constant", float(constant))
-
-    def step(self, steps: int) -> None:
-        self.evaluations += steps
-        self.integrator.step(steps)
-
-    def state(self, groups: int = -1, forces: bool = True) -> openmm.State:
-        """Return positions, energy and forces of the groups given: one evaluation."""
-        self.evaluations += 1
-        return self.context.getState(positions=True, energy=True, forces=forces, groups=groups)
-
-    def check(self, lowest: float, stage: str) -> float:
-        """Return the lower of `lowest` and the energy now, refusing an energy that has blown up."""
-        energy = self.state(self.settings.physical_groups, forces=False).getPotentialEnergy()._value
-        _refuse_blowup(energy, lowest + self.headroom, stage)
-        return min(lowest, energy)
-
-    def quench(self, steps: int) -> None:
-        """Steepest descent on the biased potential, one evaluation a step (GROMACS manual, "Energy minimization").
-
-        Displacements are scaled to the largest force, so that a clash of any size is moved apart by 0.01 nm a step.
-        """
-        length = QUENCH_DISPLACEMENT
-        state = self.state()
-        for _ in range(steps):
-            force = state.getForces(asNumpy=True)._value * self.mobile
-            largest = np.linalg.norm(force, axis=1).max()
-            if not np.isfinite(largest) or largest == 0:
-                break
-            self.place(state.getPositions(asNumpy=True)._value + length / largest * force)
-            trial = self.state()
-            if trial.getPotentialEnergy() < state.getPotentialEnergy():
-                state, length = trial, min(1.2 * length, QUENCH_DISPLACEMENT)
-            else:
-                length *= 0.2
-        self.place(state.getPositions(asNumpy=True)._value)
-
-
-def _one_particle_context() -> openmm.Context:
-    system = openmm.System()
-    system.addParticle(1.0)
-    integrator = openmm.LangevinMiddleIntegrator(300.0, 1.0, 0.001)
-    return openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
-
-
-@lru_cache(maxsize=8)
-def _engine(settings: MDSettings, thread: int) -> _Engine:
-    """Return this process's context for the settings, kept between segments; contexts are not shared by threads."""
-    return _Engine(settings)
-
-
 def _run_chunk(unit: tuple[MDSettings, list[Segment]]) -> list[SegmentResult]:
     settings, segments = unit
-    engine = _engine(settings, threading.get_ident())
+    engine = engine_for(settings)
     return [_run_segment(engine, segment) for segment in segments]
 
 
-def _run_segment(engine: _Engine, segment: Segment) -> SegmentResult:
+def _run_segment(engine: Engine, segment: Segment) -> SegmentResult:
     """Run a segment; if it blows up, once more from a quenched start; if it does so again, say why."""
     engine.evaluations = 0
     reasons = []
     for retries in (0, 1):
         try:
             frames = _attempt(engine, segment, gentle=bool(retries))
-        except (_Blowup, openmm.OpenMMException) as error:
+        except (Blowup, openmm.OpenMMException) as error:
             reasons.append(str(error))
             continue
         final = engine.context.getState(positions=True, velocities=True)
@@ -313,7 +186,7 @@ def _run_segment(engine: _Engine, segment: Segment) -> SegmentResult:
     return _failed(segment, f"{reasons[0]}; started again gently: {reasons[1]}", engine.evaluations, retries=1)
 
 
-def _attempt(engine: _Engine, segment: Segment, gentle: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _attempt(engine: Engine, segment: Segment, gentle: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return positions, energies and forces of the frames, or raise where the walker blows up."""
     temperature = engine.settings.temperature_k
     velocity_seed, noise_seed = _seeds(segment.seed, gentle)
@@ -329,7 +202,8 @@ def _attempt(engine: _Engine, segment: Segment, gentle: bool) -> tuple[np.ndarra
         engine.context.setVelocities(np.ascontiguousarray(segment.velocities, dtype=float))
 
     lowest = engine.check(np.inf, "at the start")
-    with _time_step_shortened(engine, GENTLE_FACTOR if gentle else 1) as factor:
+    factor = GENTLE_FACTOR if gentle else 1
+    with engine.time_step_shortened(factor):
         if segment.pull_steps:
             for fraction, steps in _pull_schedule(segment.pull_steps * factor):
                 engine.set_umbrella(start + fraction * (segment.center - start), segment.force_constants)
@@ -341,7 +215,7 @@ def _attempt(engine: _Engine, segment: Segment, gentle: bool) -> tuple[np.ndarra
     return _record(engine, segment, lowest)
 
 
-def _record(engine: _Engine, segment: Segment, lowest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _record(engine: Engine, segment: Segment, lowest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     count = segment.steps // segment.frame_interval
     positions = np.empty((count, *segment.positions.shape))
     energies = np.empty(count)
@@ -350,25 +224,14 @@ def _record(engine: _Engine, segment: Segment, lowest: float) -> tuple[np.ndarra
     for frame in range(count):
         engine.step(segment.frame_interval)
         state = engine.state(groups)
-        _copy(state, openmm.State.Positions, positions[frame])
-        _copy(state, openmm.State.Forces, forces[frame])
+        copy_vectors(state, openmm.State.Positions, positions[frame])
+        copy_vectors(state, openmm.State.Forces, forces[frame])
         energies[frame] = energy = state.getPotentialEnergy()._value
-        _refuse_blowup(energy, lowest + engine.headroom, "in the run")
+        refuse_blowup(energy, lowest + engine.headroom, "in the run")
         lowest = min(lowest, energy)
     if not (np.isfinite(forces).all() and np.isfinite(positions).all()):
-        raise _Blowup("a position or force was not finite")
+        raise Blowup("a position or force was not finite")
     return positions, energies, forces
-
-
-def _copy(state: openmm.State, vectors: int, target: np.ndarray) -> None:
-    """Fill `target`; `state.getPositions(asNumpy=True)` and its like make this call and add 9 µs, a force evaluation's
-    time for a small molecule."""
-    state._getVectorAsNumpy(vectors, target)
-
-
-def _refuse_blowup(energy: float, ceiling: float, stage: str) -> None:
-    if not -np.inf < energy < ceiling:
-        raise _Blowup(f"blew up {stage}: potential energy {energy:.4g} kJ/mol")
 
 
 def _pull_schedule(steps: int) -> Iterator[tuple[float, int]]:
@@ -377,15 +240,6 @@ def _pull_schedule(steps: int) -> Iterator[tuple[float, int]]:
     ends = np.arange(increments + 1) * steps // increments
     for increment in range(increments):
         yield (increment + 1) / increments, int(ends[increment + 1] - ends[increment])
-
-
-@contextlib.contextmanager
-def _time_step_shortened(engine: _Engine, factor: int) -> Iterator[int]:
-    engine.integrator.setStepSize(engine.time_step / factor)
-    try:
-        yield factor
-    finally:
-        engine.integrator.setStepSize(engine.time_step)
 
 
 def _seeds(seed: int, gentle: bool) -> tuple[int, int]:
@@ -416,7 +270,7 @@ def _fail_chunk(unit: tuple[MDSettings, list[Segment]], error: Exception) -> lis
 
 def _evaluate_chunk(unit: tuple[MDSettings, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     settings, positions = unit
-    engine = _engine(settings, threading.get_ident())
+    engine = engine_for(settings)
     energies = np.full(len(positions), np.nan)
     forces = np.full(positions.shape, np.nan)
     for index, configuration in enumerate(positions):
@@ -424,7 +278,7 @@ def _evaluate_chunk(unit: tuple[MDSettings, np.ndarray]) -> tuple[np.ndarray, np
             engine.context.setPositions(configuration)
             engine.context.computeVirtualSites()
             state = engine.state(settings.physical_groups)
-            _copy(state, openmm.State.Forces, forces[index])
+            copy_vectors(state, openmm.State.Forces, forces[index])
             energies[index] = state.getPotentialEnergy()._value
     undefined = ~(np.isfinite(energies) & np.isfinite(forces).all(axis=(1, 2)))
     energies[undefined] = np.nan

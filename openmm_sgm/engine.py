@@ -1,0 +1,166 @@
+"""One OpenMM context for one kind of dynamics: it counts its force evaluations and tells when a walker has blown up."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import openmm
+
+from .units import thermal_energy
+
+__all__ = ["Blowup", "Engine", "MDSettings", "copy_vectors", "engine_for", "refuse_blowup"]
+
+CONSTRAINT_TOLERANCE = 1e-6
+QUENCH_DISPLACEMENT = 0.01
+
+
+@dataclass(frozen=True)
+class MDSettings:
+    """How to run a system: everything that is the same for all walkers.
+
+    Attributes
+    ----------
+    system_xml : the biased system, serialised; each CV's umbrella has the global parameters `{prefix}_center` and
+        `{prefix}_force_constant`
+    physical_groups : force groups of the unbiased potential, as a bit mask (bit g set for group g)
+    bias_prefixes : parameter prefixes, one per CV, in the order of `Segment.center`
+    temperature_k, time_step_fs, friction_per_ps : of the Langevin middle integrator
+    platform, platform_properties : where contexts are made
+    """
+
+    system_xml: str
+    physical_groups: int
+    bias_prefixes: tuple[str, ...]
+    temperature_k: float
+    time_step_fs: float
+    friction_per_ps: float
+    platform: str
+    platform_properties: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for name in ("temperature_k", "time_step_fs", "friction_per_ps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.physical_groups < 2**32:
+            raise ValueError(f"physical_groups must be a bit mask of groups 0 to 31, got {self.physical_groups}")
+
+    def __hash__(self) -> int:
+        return hash((self.system_xml, self.platform, self.temperature_k, self.time_step_fs))
+
+
+class Blowup(Exception):
+    """A walker left the region where its numbers mean anything."""
+
+
+class Engine:
+    """A context with its integrator, and the count of force evaluations made in it."""
+
+    def __init__(self, settings: MDSettings) -> None:
+        self.settings = settings
+        self.time_step = settings.time_step_fs / 1000
+        self.evaluations = 0
+        system = openmm.XmlSerializer.deserialize(settings.system_xml)
+        self.mobile = np.array([[system.getParticleMass(i)._value > 0] for i in range(system.getNumParticles())])
+        # Equipartition puts kT/2 into a harmonic degree of freedom; forty times that everywhere is no longer heat.
+        self.headroom = 1000 + 20 * thermal_energy(settings.temperature_k) * 3 * len(self.mobile)
+        self.integrator = openmm.LangevinMiddleIntegrator(
+            settings.temperature_k, settings.friction_per_ps, self.time_step
+        )
+        self.integrator.setConstraintTolerance(CONSTRAINT_TOLERANCE)
+        platform = openmm.Platform.getPlatformByName(settings.platform)
+        self.context = openmm.Context(system, self.integrator, platform, settings.platform_properties)
+        # `Reference` draws a process's noise from one generator: a tiny context restarts it at a fifth of the cost.
+        self.noise_source = {"Reference": _one_particle_context(), "CPU": self.context}.get(settings.platform)
+
+    def reseed(self, seed: int) -> None:
+        """Restart the integrator's noise; OpenMM reads its seed only when a context is (re)initialised."""
+        if self.noise_source is not None:
+            self.noise_source.getIntegrator().setRandomNumberSeed(seed)
+            self.noise_source.reinitialize()
+
+    def place(self, positions: np.ndarray) -> None:
+        self.context.setPositions(np.ascontiguousarray(positions, dtype=float))
+        self.context.applyConstraints(CONSTRAINT_TOLERANCE)
+        self.context.computeVirtualSites()
+
+    def set_umbrella(self, center: np.ndarray, force_constants: np.ndarray) -> None:
+        for prefix, point, constant in zip(self.settings.bias_prefixes, center, force_constants, strict=True):
+            self.context.setParameter(f"{prefix}_center", float(point))
+            self.context.setParameter(f"{prefix}_force_constant", float(constant))
+
+    def step(self, steps: int) -> None:
+        self.evaluations += steps
+        self.integrator.step(steps)
+
+    def state(self, groups: int = -1, forces: bool = True) -> openmm.State:
+        """Return positions, energy and forces of the groups given: one evaluation."""
+        self.evaluations += 1
+        return self.context.getState(positions=True, energy=True, forces=forces, groups=groups)
+
+    def check(self, lowest: float, stage: str) -> float:
+        """Return the lower of `lowest` and the energy now, refusing an energy that has blown up."""
+        energy = self.state(self.settings.physical_groups, forces=False).getPotentialEnergy()._value
+        refuse_blowup(energy, lowest + self.headroom, stage)
+        return min(lowest, energy)
+
+    @contextlib.contextmanager
+    def time_step_shortened(self, factor: int) -> Iterator[None]:
+        self.integrator.setStepSize(self.time_step / factor)
+        try:
+            yield
+        finally:
+            self.integrator.setStepSize(self.time_step)
+
+    def quench(self, steps: int) -> None:
+        """Steepest descent on the biased potential, one evaluation a step (GROMACS manual, "Energy minimization").
+
+        Displacements are scaled to the largest force, so that a clash of any size is moved apart by 0.01 nm a step.
+        """
+        length = QUENCH_DISPLACEMENT
+        state = self.state()
+        for _ in range(steps):
+            force = state.getForces(asNumpy=True)._value * self.mobile
+            largest = np.linalg.norm(force, axis=1).max()
+            if not np.isfinite(largest) or largest == 0:
+                break
+            self.place(state.getPositions(asNumpy=True)._value + length / largest * force)
+            trial = self.state()
+            if trial.getPotentialEnergy() < state.getPotentialEnergy():
+                state, length = trial, min(1.2 * length, QUENCH_DISPLACEMENT)
+            else:
+                length *= 0.2
+        self.place(state.getPositions(asNumpy=True)._value)
+
+
+def _one_particle_context() -> openmm.Context:
+    system = openmm.System()
+    system.addParticle(1.0)
+    integrator = openmm.LangevinMiddleIntegrator(300.0, 1.0, 0.001)
+    return openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
+
+
+def engine_for(settings: MDSettings) -> Engine:
+    """Return this thread's engine for the settings, kept from one call to the next."""
+    return _engine(settings, threading.get_ident())
+
+
+@lru_cache(maxsize=8)
+def _engine(settings: MDSettings, thread: int) -> Engine:
+    return Engine(settings)
+
+
+def refuse_blowup(energy: float, ceiling: float, stage: str) -> None:
+    """Raise `Blowup` for an energy in kJ/mol that is not finite or not below the ceiling."""
+    if not -np.inf < energy < ceiling:
+        raise Blowup(f"blew up {stage}: potential energy {energy:.4g} kJ/mol")
+
+
+def copy_vectors(state: openmm.State, vectors: int, target: np.ndarray) -> None:
+    """Fill `target`; `state.getPositions(asNumpy=True)` and its like make this call and add 9 µs, a force evaluation's
+    time for a small molecule."""
+    state._getVectorAsNumpy(vectors, target)
