@@ -9,10 +9,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import openmm
 import torch
 
+from .cvs import Torsion
 from .frames import BURN_IN, GENERATED, INJECTED, MD, Frames
-from .free_energy import effective_sample_size, weighted_mbar
+from .free_energy import (
+    Draws,
+    bias_terms,
+    effective_sample_size,
+    effective_weights,
+    generator_free_energies,
+    weighted_mbar,
+)
 from .generator import Generator, generate, log_densities
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
 from .networks import NetworkOptions
@@ -35,8 +44,9 @@ class SamplerOptions:
     Attributes
     ----------
     explore_height : neighbours of windows below it are visited
-    label_height : windows below it are simulated and generated for in every round
     surface_height : the part of the surface whose error counts
+    outside_share : windows between `surface_height` and `explore_height` connect the others: they are generated for
+        this much less
     target_error : kJ/mol; the run ends when the surface's RMS standard error is below it (None: at the budget)
     first_steps, pull_steps, equilibration_steps, exploration_steps : MD of a window's first visit
     md_steps : MD in each window and round, after the injection
@@ -50,8 +60,8 @@ class SamplerOptions:
     """
 
     explore_height: float = 40.0
-    label_height: float = 30.0
     surface_height: float = 25.0
+    outside_share: float = 0.3
     target_error: float | None = None
     first_steps: int = 500
     pull_steps: int = 100
@@ -104,7 +114,7 @@ class Campaign:
     molecule, grid, options : what is sampled, over which windows, and how
     walkers : window -> `Walker`, for every window visited
     chain : frames of the windows' own simulations, burn-in included, in time order
-    rounds : generated frames, one `Frames` a round of the generator
+    rounds : generated frames, one `Draws` a round
     free_energies : float64, shape (n_windows,), kT; NaN where not known
     generator : the latest, or None
     """
@@ -125,7 +135,7 @@ class Campaign:
         system, prefixes, physical_groups = molecule.biased_system()
         self.platform: PlatformChoice = choose_platform(system, molecule.positions)
         self.settings = MDSettings(
-            system_xml=_serialise(system),
+            system_xml=openmm.XmlSerializer.serialize(system),
             physical_groups=physical_groups,
             bias_prefixes=prefixes,
             temperature_k=molecule.temperature_k,
@@ -134,7 +144,7 @@ class Campaign:
             platform=self.platform.name,
             platform_properties=self.platform.properties,
         )
-        torsions = [cv.atoms if type(cv).__name__ == "Torsion" else None for cv in molecule.cvs]
+        torsions = [cv.atoms if isinstance(cv, Torsion) else None for cv in molecule.cvs]
         self.z_matrix: ZMatrix = build_z_matrix(
             molecule.n_atoms, molecule.bonds, molecule.masses, molecule.constraints, torsions
         )
@@ -142,7 +152,7 @@ class Campaign:
         self.ledger = Ledger([cv.name for cv in molecule.cvs])
         self.walkers: dict[int, Walker] = {}
         self.chain: list[Frames] = []
-        self.rounds: list[Frames] = []
+        self.rounds: list[Draws] = []
         self.free_energies = np.full(len(self.grid.centers), np.nan)
         self.generator: Generator | None = None
         self.rotors: list[tuple[int, int, int]] | None = None
@@ -224,9 +234,7 @@ class Campaign:
             path = center - self.grid.difference(center, self.grid.centers[source])
             walker = self.walkers[source]
             segments.append(
-                self._segment(
-                    window, walker.positions, walker.velocities, path, o.pull_steps, o.equilibration_steps
-                )
+                self._segment(window, walker.positions, walker.velocities, path, o.pull_steps, o.equilibration_steps)
             )
             origins[window] = "pulling from a neighbour"
         self._record(segments, self._run(segments), BURN_IN, origins)
@@ -365,7 +373,7 @@ class Campaign:
         )
         ode_steps = self.generator.steps if self.generator else self.options.ode_steps
         threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, self.chunks))
+        torch.set_num_threads(1)  # a second one gains a third at best, and waits for whoever else is busy
         try:
             result = train(
                 data,
@@ -394,9 +402,8 @@ class Campaign:
         """Return the frames to train on and their weights; a window's generated frames count by their effective number."""
         own = [part[part.source != INJECTED] for part in self.chain]
         weights = [np.ones(len(part)) for part in own]
-        generated = [part[np.isfinite(part.log_weights)] for part in self.rounds]
-        for part in generated:
-            weights.append(effective_weights(part))
+        generated = [draws.frames for draws in self.rounds]
+        weights += [effective_weights(part) for part in generated]
         return Frames.concatenate([*own, *generated]), np.concatenate(weights)
 
     def refine_ode_steps(self) -> None:
@@ -463,7 +470,9 @@ class Campaign:
         self.chain.append(
             replace(states, log_weights=np.zeros(len(states)), source=np.full(len(states), INJECTED, dtype=np.int8))
         )
-        self.rounds.append(frames)
+        drawn = np.zeros(len(self.grid.centers), dtype=np.int64)
+        drawn[windows] = counts
+        self.rounds.append(Draws(frames, drawn))
 
     def _log_weights_of(self, positions: np.ndarray, energies: np.ndarray, windows: np.ndarray) -> np.ndarray:
         assert self.generator is not None
@@ -534,37 +543,42 @@ class Campaign:
     # estimates on the way
 
     def update_free_energies(self) -> None:
-        """Estimate the windows' free energies from everything that is worth most so far."""
-        self.free_energies = _fe(self)
+        """Estimate the windows' free energies: by MBAR alone at first, held by the generator's own once there are draws."""
+        prior, error = generator_free_energies(self.rounds, len(self.grid.centers))
+        chain = self.chain_of(MD) if self.rounds else Frames.concatenate(self.chain)
+        frames = Frames.concatenate([chain, *(draws.frames for draws in self.rounds)])
+        weights = np.concatenate([np.ones(len(chain)), *(effective_weights(draws.frames) for draws in self.rounds)])
+        windows, columns = np.unique(frames.windows, return_inverse=True)
+        sizes = np.bincount(columns, weights)
+        start = np.nan_to_num(self.free_energies[windows], nan=0.0)
+        held = (prior[windows], error[windows]) if self.rounds else (None, None)
+        f = weighted_mbar(bias_terms(frames.cvs, self.grid, windows), weights, sizes, start, *held)
+        self.free_energies = np.full(len(self.grid.centers), np.nan)
+        self.free_energies[windows] = f
 
-    def active_windows(self) -> np.ndarray:
-        """Return the sound windows below the label height, int64."""
-        height = np.nanmin(self.free_energies) + self.options.label_height * self.beta
-        return np.array([w for w in sorted(self.walkers) if self.free_energies[w] <= height and not self.walkers[w].failure])
+    def chain_of(self, *sources: int) -> Frames:
+        """Return the chain's frames of these sources, in time order."""
+        parts = [part[np.isin(part.source, sources)] for part in self.chain]
+        return Frames.concatenate(parts)
+
+    def active_windows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sound windows below the explored height, int64, and their shares of what is generated."""
+        heights = (self.free_energies - np.nanmin(self.free_energies)) / self.beta
+        sound = [w for w in sorted(self.walkers) if not self.walkers[w].failure]
+        windows = np.array([w for w in sound if heights[w] <= self.options.explore_height])
+        # 5 kJ/mol more: the flank of a window reaches bins that are lower than its centre
+        low = heights[windows] <= self.options.surface_height + 5.0
+        shares = np.where(low, 1.0, self.options.outside_share)
+        return windows, shares / shares.sum()
 
     def describe(self, window: int) -> str:
         """Return a window's centre in words."""
         parts = []
         for cv, value in zip(self.molecule.cvs, self.grid.centers[window], strict=True):
-            parts.append(f"{cv.name} = {np.degrees(value):.0f}°" if cv.unit == "rad" else f"{cv.name} = {value:.3g} {cv.unit}")
+            parts.append(
+                f"{cv.name} = {np.degrees(value):.0f}°" if cv.unit == "rad" else f"{cv.name} = {value:.3g} {cv.unit}"
+            )
         return ", ".join(parts)
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed.spawn(1)[0])
-
-
-def effective_weights(frames: Frames) -> np.ndarray:
-    """Return weights, shape (n,), of generated frames that add up to the effective number of each window."""
-    weights = np.zeros(len(frames))
-    for window in np.unique(frames.windows):
-        rows = np.flatnonzero(frames.windows == window)
-        log_w = frames.log_weights[rows]
-        p = np.exp(log_w - log_w.max())
-        weights[rows] = p * p.sum() / (p**2).sum()
-    return weights
-
-
-def _serialise(system: Any) -> str:
-    import openmm
-
-    return str(openmm.XmlSerializer.serialize(system))

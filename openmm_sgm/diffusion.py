@@ -139,9 +139,7 @@ def integrate(
         rows = model.network.conditioning(t.expand(len(label_features)), label_features)
         return Conditioning(*(part[label_of] for part in rows))
 
-    def velocity(
-        z: torch.Tensor, sigma: torch.Tensor, c: Conditioning
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+    def velocity(z: torch.Tensor, sigma: torch.Tensor, c: Conditioning) -> tuple[torch.Tensor, torch.Tensor | float]:
         if not with_density:
             return -(sigma**2) * model.score(z, sigma, c), 0.0
         score, divergence = model.score_and_divergence(z, sigma, c, operators)

@@ -85,7 +85,9 @@ class Generator:
             finite = torch.isfinite(log_q) & torch.isfinite(x).all(dim=(1, 2))
             parts.append((x, log_q - log_volume, valid & finite))
         if not parts:
-            return Samples(np.zeros((0, self.representation.n_atoms, 3)), np.zeros(0), np.zeros(0, bool), label_of.numpy())
+            return Samples(
+                np.zeros((0, self.representation.n_atoms, 3)), np.zeros(0), np.zeros(0, bool), label_of.numpy()
+            )
         x, log_q, valid = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return Samples(x.numpy(), log_q.numpy(), valid.numpy(), label_of.numpy())
 
@@ -190,7 +192,12 @@ def _density_unit(unit: tuple[bytes, str, np.ndarray, np.ndarray]) -> np.ndarray
 
 
 def generate(
-    generator: Generator, labels: np.ndarray, counts: np.ndarray, seeds: np.random.SeedSequence, executor: Executor, chunks: int
+    generator: Generator,
+    labels: np.ndarray,
+    counts: np.ndarray,
+    seeds: np.random.SeedSequence,
+    executor: Executor,
+    chunks: int,
 ) -> Samples:
     """Draw as `Generator.sample` does, spread over an executor in `chunks` runs of labels."""
     tensors, header = generator.to_bytes()

@@ -62,7 +62,9 @@ def log_importance(
     """
     log_target = -beta * energies - reduced_bias + log_constraint_factor
     log_target = np.where(np.isfinite(log_target), log_target, -np.inf)
-    return np.where(np.isneginf(log_target), -np.inf, np.where(np.isfinite(log_density), log_target - log_density, np.inf))
+    return np.where(
+        np.isneginf(log_target), -np.inf, np.where(np.isfinite(log_density), log_target - log_density, np.inf)
+    )
 
 
 def impossible(samples: Samples, energies: np.ndarray, chirality: Chirality) -> np.ndarray:
@@ -74,9 +76,7 @@ def impossible(samples: Samples, energies: np.ndarray, chirality: Chirality) -> 
     return reasons
 
 
-def metropolis_chain(
-    start: float, proposals: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def metropolis_chain(start: float, proposals: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Run the independence sampler (Hastings 1970) over proposals in order: accept with min(1, w'/w).
 
     Parameters

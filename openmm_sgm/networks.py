@@ -139,7 +139,7 @@ class ScoreNetwork(nn.Module):
             s = slopes[:, r]
             u1, u2 = d1 * (s @ ops.rotor_first[r]), d2 * (s @ ops.rotor_second[r])
             rotor_trace += s @ ops.rotor_direct[r] + u1 @ ops.out_first[r]
-            rotor_trace += ((u2 + d2 * (u1 @ ops.a2b1)) @ ops.out_second[r])
+            rotor_trace += (u2 + d2 * (u1 @ ops.a2b1)) @ ops.out_second[r]
         return self.output(h) + c.bias, trace, rotor_trace
 
 
@@ -170,5 +170,3 @@ def _silu_and_slope(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     gate = torch.sigmoid(x)
     value = x * gate
     return value, gate + value * (1 - gate)
-
-

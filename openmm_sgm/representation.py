@@ -382,7 +382,9 @@ class Representation:
         self, bonds: torch.Tensor, angles: torch.Tensor, torsions: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         free = torch.as_tensor(np.flatnonzero(np.isnan(self.z_matrix.constant_bonds[1:])))
-        unimodal = _wrap(torsions[:, torch.as_tensor(self.unimodal)] - torch.as_tensor(self.torsion_means[self.unimodal]))
+        unimodal = _wrap(
+            torsions[:, torch.as_tensor(self.unimodal)] - torch.as_tensor(self.torsion_means[self.unimodal])
+        )
         cv = _wrap(torsions[:, torch.as_tensor(self.cv)] - labels[:, torch.as_tensor(self.cv_of)])
         return torch.cat([bonds[:, free], angles, unimodal, cv], dim=1)
 
@@ -404,9 +406,7 @@ class Representation:
     @staticmethod
     def from_arrays(arrays: dict[str, np.ndarray], label_space: LabelSpace, n_atoms: int) -> Representation:
         """Rebuild from `to_arrays`."""
-        z_matrix = ZMatrix(
-            arrays["order"], arrays["references"], arrays["constant_bonds"], arrays["cv_torsions"]
-        )
+        z_matrix = ZMatrix(arrays["order"], arrays["references"], arrays["constant_bonds"], arrays["cv_torsions"])
         fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
         return Representation(z_matrix=z_matrix, label_space=label_space, n_atoms=n_atoms, **fields)
 

@@ -15,8 +15,8 @@ from openmm import app, unit
 from .campaign import Campaign, SamplerOptions
 from .cvs import CollectiveVariable
 from .executors import make_executor
-from .frames import Frames
-from .free_energy import Surface
+from .frames import INJECTED, MD, Frames
+from .free_energy import Estimate, Method, Surface, estimate, generator_free_energies, mbar_free_energies
 from .system import MolecularSystem
 from .unbiased import LabelDistribution, MoveStatistics, UnbiasedMoves
 from .units import InputError, strip_units
@@ -59,7 +59,6 @@ class ScoreSampler:
     ----------
     campaign : the state of the run
     history : one dict per round: cost, acceptance, ESS, coverage, error
-    moves : what `step` proposed and accepted
 
     Raises
     ------
@@ -101,9 +100,9 @@ class ScoreSampler:
         self.campaign: Campaign | None = None
         self.history: list[dict[str, Any]] = []
         self.wall_seconds = 0.0
-        self.moves = MoveStatistics()
         self._mover: UnbiasedMoves | None = None
-        self._cached_surface: dict[tuple[Any, ...], Surface] = {}
+        self._estimates: dict[tuple[Any, ...], Estimate] = {}
+        self._mbar: tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
 
     # the loop
 
@@ -146,37 +145,186 @@ class ScoreSampler:
         self._note("exploration")
         for k in range(o.rounds):
             campaign.round += 1
-            windows = campaign.active_windows()
+            windows, shares = campaign.active_windows()
             md = len(windows) * (o.md_steps + o.md_steps // o.frame_interval + 1)
             left = end - campaign.cost.total - md * (o.rounds - k)
-            share = left * 2**k // (2**o.rounds - 2**k)
-            per_window = share // len(windows)
-            if per_window < 1:
+            counts = np.floor(shares * left * 2**k / (2**o.rounds - 2**k)).astype(np.int64)
+            if counts.min() < 1:
                 self.progress("the budget is spent before another round")
                 campaign.round -= 1
                 break
             campaign.train()
             campaign.refine_ode_steps()
-            campaign.generate_and_inject(windows, np.full(len(windows), per_window))
+            campaign.generate_and_inject(windows, counts)
             campaign.simulate(windows, o.md_steps)
             campaign.update_free_energies()
             error = self._note(f"round {campaign.round}")
             if target_error is not None and error < target_error:
-                self.progress(f"error {error:.2f} kJ/mol is below the target")
+                self.progress(f"the error, {error:.2f} kJ/mol, is below the target")
                 break
 
     def _note(self, stage: str) -> float:
         """Append to the history and tell; return the surface's RMS error."""
-        self._cached_surface.clear()
-        record = self._summary(stage)
+        self._estimates.clear()
+        self._mover = None
+        campaign = self._campaign()
+        surface = self.surface(n_bootstrap=20)
+        covered = float(np.mean(np.isfinite(surface.free_energy)))
+        asked = np.isfinite(campaign.acceptance)
+        record = {
+            "stage": stage,
+            "force_evaluations": campaign.cost.total,
+            "seconds": campaign.cost.simulate_seconds + campaign.cost.train_seconds + campaign.cost.generate_seconds,
+            "windows": len(campaign.walkers),
+            "covered": covered,
+            "error_kj_mol": surface.error_below(self.options.surface_height),
+            "acceptance": float(np.median(campaign.acceptance[asked])) if asked.any() else None,
+            "ess": float(np.median(campaign.ess[asked])) if asked.any() else None,
+        }
         self.history.append(record)
+        acceptance = "" if record["acceptance"] is None else f"acceptance {record['acceptance']:.2f}, "
         self.progress(
-            f"{stage}: {record['force_evaluations']:,} force evaluations, {record['windows']} windows, "
-            f"acceptance {record['acceptance']:.2f}, error {record['error_kj_mol']:.2f} kJ/mol"
+            f"{stage}: {record['force_evaluations']:,} force evaluations, {record['windows']} windows, {acceptance}"
+            f"error {record['error_kj_mol']:.2f} kJ/mol"
         )
         if self.on_round is not None:
             self.on_round(self)
         return float(record["error_kj_mol"])
+
+    # results
+
+    def surface(
+        self, bins: int | Sequence[int] | None = None, method: Method = "combined", n_bootstrap: int = 50
+    ) -> Surface:
+        """Return the free-energy surface with standard errors; see `estimate` for the methods.
+
+        Parameters
+        ----------
+        bins : per CV, or one number for all; None for those of the system
+        method : "combined", "mbar" (the windows' chains alone) or "generator" (its own densities alone)
+        """
+        return self.estimate(bins, method, n_bootstrap).surface
+
+    def estimate(
+        self, bins: int | Sequence[int] | None = None, method: Method = "combined", n_bootstrap: int = 50
+    ) -> Estimate:
+        """Return window free energies, surface and weighted configurations by one of three methods.
+
+        Before the first round there are no draws, and "combined" is MBAR over the exploration, marked by nothing but
+        its large errors; afterwards what came before the first injection is left out as burn-in.
+        """
+        campaign = self._campaign()
+        shape = (
+            self.molecule.bins
+            if bins is None
+            else (bins,) * len(self.molecule.cvs)
+            if isinstance(bins, int)
+            else tuple(bins)
+        )
+        if len(shape) != len(self.molecule.cvs) or min(shape) < 2:
+            raise InputError(
+                f"bins must be one number of 2 or more for each of {len(self.molecule.cvs)} CVs, got {bins}"
+            )
+        if method not in ("combined", "mbar", "generator"):
+            raise InputError(f"method must be 'combined', 'mbar' or 'generator', got {method!r}")
+        key = (shape, method, n_bootstrap)
+        if key not in self._estimates:
+            rng = np.random.default_rng(np.random.SeedSequence([self.seed, campaign.cost.total]))
+            edges = [np.linspace(cv.minimum, cv.maximum, n + 1) for cv, n in zip(self.molecule.cvs, shape, strict=True)]  # type: ignore[arg-type]
+            names, units = [cv.name for cv in self.molecule.cvs], [cv.unit for cv in self.molecule.cvs]
+            if not campaign.rounds:
+                if method == "generator":
+                    raise InputError("the generator has drawn nothing yet: give run() a larger budget")
+                chain, draws, mbar, method = Frames.concatenate(campaign.chain), [], campaign.free_energies, "mbar"
+            elif method == "mbar":
+                chain, draws, mbar = campaign.chain_of(MD, INJECTED), [], self.mbar()[0]
+            else:
+                chain, draws, mbar = campaign.chain_of(MD) if method == "combined" else None, campaign.rounds, None
+            self._estimates[key] = estimate(
+                chain, draws, campaign.grid, edges, names, units,
+                method=method, mbar=mbar, n_bootstrap=n_bootstrap, rng=rng,
+            )  # fmt: skip
+        return self._estimates[key]
+
+    def mbar(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `mbar_free_energies` of the windows' equilibrium chains (MD and injected states)."""
+        campaign = self._campaign()
+        if self._mbar is None or self._mbar[0] != campaign.cost.total:
+            guess = generator_free_energies(campaign.rounds, len(campaign.grid.centers))[0]
+            result = mbar_free_energies(campaign.chain_of(MD, INJECTED), campaign.grid, guess)
+            self._mbar = (campaign.cost.total, result)
+        return self._mbar[1]
+
+    # in the user's own simulation
+
+    def reseed(self, simulation: app.Simulation, values: Mapping[str, Any]) -> float:
+        """Put the simulation at CV values: positions drawn from the umbrella ensemble there, velocities anew.
+
+        The configuration is drawn from `RESEED_DRAWS` generated ones by their exact importance weights, so it is a
+        sample of π_c up to the error of a finite number of draws; their effective number is returned. System,
+        parameters, reporters, step count and time stay as they are.
+
+        Parameters
+        ----------
+        values : a value for every CV by name, Quantity or in the CV's unit
+
+        Raises
+        ------
+        InputError
+            for missing or unknown CVs, or where fewer than two draws are effective: nothing is changed then.
+        """
+        mover = self._moves()
+        names = [cv.name for cv in self.molecule.cvs]
+        if set(values) != set(names):
+            raise InputError(f"give a value for each of {', '.join(names)}, got {', '.join(values) or 'none'}")
+        target = {"rad": unit.radian, "nm": unit.nanometer, "": unit.dimensionless}
+        label = np.array([strip_units(values[cv.name], target[cv.unit]) for cv in self.molecule.cvs])
+        groups = simulation.integrator.getIntegrationForceGroups()
+        rng = np.random.default_rng(self._seeds.spawn(1)[0])
+        configuration, effective = mover.draw_at(simulation.context, groups, label, RESEED_DRAWS, rng)
+        if configuration is None:
+            raise InputError(
+                f"the generator cannot be trusted at {dict(values)}: {effective:.1f} effective draws of {RESEED_DRAWS}"
+            )
+        mover.place(simulation.context, configuration, rng)
+        return effective
+
+    def step(self, simulation: app.Simulation, steps: int, interval: int = 500) -> MoveStatistics:
+        """Run `steps` of the user's simulation with exact generator moves after every `interval`; it stays unbiased.
+
+        Each visit offers `VISIT_PROPOSALS` configurations; see `UnbiasedMoves` for why the unbiased ensemble is left
+        invariant. Reporters see ordinary steps. Returns the statistics of this call's moves.
+        """
+        if steps < 0 or interval < 1:
+            raise InputError(f"steps must be 0 or more and interval 1 or more, got {steps} and {interval}")
+        mover = self._moves()
+        mover.statistics = MoveStatistics()
+        groups = simulation.integrator.getIntegrationForceGroups()
+        rng = np.random.default_rng(self._seeds.spawn(1)[0])
+        done = 0
+        while done < steps:
+            stretch = min(interval, steps - done)
+            simulation.step(stretch)
+            done += stretch
+            if stretch == interval:
+                mover.visit(simulation.context, groups, VISIT_PROPOSALS, rng)
+        return mover.statistics
+
+    def _moves(self) -> UnbiasedMoves:
+        campaign = self._campaign()
+        if campaign.generator is None or not campaign.rounds:
+            raise InputError("there is no generator yet: call run() with a larger budget first")
+        if self._mover is None:
+            surface = self.surface()
+            windows, _ = campaign.active_windows()
+            labels = LabelDistribution.from_surface(surface.free_energy, surface.edges, campaign.grid, windows)
+            self._mover = UnbiasedMoves(self.molecule, campaign.grid, campaign.generator, labels)
+        return self._mover
+
+    def _campaign(self) -> Campaign:
+        if self.campaign is None or not self.campaign.chain:
+            raise InputError("nothing has been sampled yet: call run() first")
+        return self.campaign
 
     @contextlib.contextmanager
     def _executor(self) -> Iterator[Executor]:

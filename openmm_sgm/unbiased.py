@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import openmm
 import torch
 from openmm import unit
 
+from .free_energy import effective_sample_size
 from .generator import Generator
 from .inject import Chirality, impossible, log_importance
 from .system import MolecularSystem
@@ -34,7 +36,7 @@ class LabelDistribution:
 
     @staticmethod
     def from_surface(
-        free_energy: np.ndarray, edges: list[np.ndarray], grid: WindowGrid, windows: np.ndarray
+        free_energy: np.ndarray, edges: Sequence[np.ndarray], grid: WindowGrid, windows: np.ndarray
     ) -> LabelDistribution:
         """Return the labels' law when the configuration is unbiased: p(ξ) spread by the umbrella's own Gaussian.
 
@@ -122,15 +124,7 @@ class UnbiasedMoves:
             return False  # the label lies where nothing is proposed: the reverse move could not be made
 
         labels = self.labels.draw(proposals, rng)
-        samples = self.generator.sample(labels, np.ones(proposals, dtype=int), int(rng.integers(2**63)))
-        positions = np.where(samples.valid[:, None, None], samples.positions, start)
-        energies = np.empty(proposals)
-        for k, configuration in enumerate(positions):
-            context.setPositions(configuration)
-            context.computeVirtualSites()
-            energies[k] = self._energy(context, groups)
-        log_weights = self._log_weight(positions, energies, labels, samples.log_density)
-        log_weights[impossible(samples._replace(positions=positions), energies, self.chirality) != ""] = -np.inf
+        positions, log_weights = self._generate(context, groups, labels, start, rng)
         log_weights -= self.labels.log_density(labels)
         moved_to = -1
         for k, log_u in enumerate(np.log(rng.random(proposals))):
@@ -138,14 +132,55 @@ class UnbiasedMoves:
                 moved_to, here = k, log_weights[k]
                 self.statistics.accepted += 1
         self.statistics.proposed += proposals
-        context.setPositions(positions[moved_to] if moved_to >= 0 else state.getPositions())
-        context.computeVirtualSites()
         if moved_to >= 0:
-            temperature = self.molecule.temperature_k * unit.kelvin
-            context.setVelocitiesToTemperature(temperature, int(rng.integers(1, 2**31 - 1)))
+            self.place(context, positions[moved_to], rng)
         else:
+            context.setPositions(state.getPositions())
             context.setVelocities(state.getVelocities())
         return moved_to >= 0
+
+    def place(self, context: openmm.Context, positions: np.ndarray, rng: np.random.Generator) -> None:
+        """Put a configuration (n_atoms, 3), nm, into the context, with velocities from Maxwell and Boltzmann."""
+        context.setPositions(positions)
+        context.computeVirtualSites()
+        temperature = self.molecule.temperature_k * unit.kelvin
+        context.setVelocitiesToTemperature(temperature, int(rng.integers(1, 2**31 - 1)))
+
+    def draw_at(
+        self, context: openmm.Context, groups: int, label: np.ndarray, draws: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray | None, float]:
+        """Return a configuration drawn by importance weight from generated ones at a label (n_cvs,), or None where
+        fewer than two are effective, and their effective number; the context is left as it was."""
+        state = context.getState(positions=True, velocities=True)
+        labels = np.repeat(label[None], draws, axis=0)
+        positions, log_weights = self._generate(context, groups, labels, _nm(state.getPositions(asNumpy=True)), rng)
+        context.setPositions(state.getPositions())
+        context.setVelocities(state.getVelocities())
+        effective = effective_sample_size(log_weights) * draws
+        if effective < 2:
+            return None, effective
+        p = np.exp(log_weights - log_weights.max())
+        return positions[rng.choice(draws, p=p / p.sum())], effective
+
+    def _generate(
+        self,
+        context: openmm.Context,
+        groups: int,
+        labels: np.ndarray,
+        placeholder: np.ndarray,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return one generated configuration for each label, (n, n_atoms, 3) nm, and log importance weights (n,)."""
+        samples = self.generator.sample(labels, np.ones(len(labels), dtype=int), int(rng.integers(2**63)))
+        positions = np.where(samples.valid[:, None, None], samples.positions, placeholder)
+        energies = np.empty(len(labels))
+        for k, configuration in enumerate(positions):
+            context.setPositions(configuration)
+            context.computeVirtualSites()
+            energies[k] = self._energy(context, groups)
+        log_weights = self._log_weight(positions, energies, labels, samples.log_density)
+        log_weights[impossible(samples._replace(positions=positions), energies, self.chirality) != ""] = -np.inf
+        return positions, log_weights
 
     def _energy(self, context: openmm.Context, groups: int) -> float:
         self.statistics.force_evaluations += 1
