@@ -13,6 +13,7 @@ import openmm
 import torch
 
 from .cvs import Torsion
+from .executors import SerialExecutor
 from .frames import BURN_IN, GENERATED, INJECTED, MD, Frames
 from .free_energy import (
     Draws,
@@ -124,12 +125,12 @@ class Campaign:
         molecule: MolecularSystem,
         options: SamplerOptions,
         seed: np.random.SeedSequence,
-        executor: Executor,
-        chunks: int,
         say: Callable[[str], None],
+        executor: Executor | None = None,
+        chunks: int = 1,
     ) -> None:
-        self.molecule, self.options, self.seed = molecule, options, seed
-        self.executor, self.chunks, self.say = executor, chunks, say
+        self.molecule, self.options, self.seed, self.say = molecule, options, seed, say
+        self.executor, self.chunks = executor or SerialExecutor(), chunks
         self.grid = WindowGrid.over(molecule.cvs, molecule.temperature_k)
         self.beta = 1 / thermal_energy(molecule.temperature_k)
         system, prefixes, physical_groups = molecule.biased_system()
@@ -570,6 +571,11 @@ class Campaign:
         low = heights[windows] <= self.options.surface_height + 5.0
         shares = np.where(low, 1.0, self.options.outside_share)
         return windows, shares / shares.sum()
+
+    def unreached(self) -> list[int]:
+        """Return windows beside visited ones that were left empty: too high, or more than the budget allowed."""
+        beside = {n for w in self.walkers for n in self.grid.neighbours(w)}
+        return sorted(beside - set(self.walkers))
 
     def describe(self, window: int) -> str:
         """Return a window's centre in words."""

@@ -132,18 +132,18 @@ class ScoreSampler:
     def _loop(self, budget: int, target_error: float | None, executor: Executor) -> None:
         chunks = max(1, self.workers)
         if self.campaign is None:
-            self.campaign = Campaign(
-                self.molecule, self.options, self._seeds.spawn(1)[0], executor, chunks, self.progress
-            )
+            self.campaign = self.new_campaign()
         campaign, o = self.campaign, self.options
         campaign.executor, campaign.chunks = executor, chunks
         end = campaign.cost.total + budget
         smallest = 4 * o.first_steps
         if budget < smallest:
             raise InputError(f"{budget} force evaluations are too few to begin with: give {smallest} or more")
-        campaign.explore(int(budget * o.explore_share))
-        self._note("exploration")
-        for k in range(o.rounds):
+        first = campaign.round % o.rounds  # above 0 when an interrupted run goes on
+        if first == 0:
+            campaign.explore(int(budget * o.explore_share))
+            self._note("exploration")
+        for k in range(first, o.rounds):
             campaign.round += 1
             windows, shares = campaign.active_windows()
             md = len(windows) * (o.md_steps + o.md_steps // o.frame_interval + 1)
@@ -190,6 +190,31 @@ class ScoreSampler:
         if self.on_round is not None:
             self.on_round(self)
         return float(record["error_kj_mol"])
+
+    def new_campaign(self) -> Campaign:
+        """Return the state of a run that has not begun."""
+        return Campaign(self.molecule, self.options, self._seeds.spawn(1)[0], self.progress)
+
+    @property
+    def seeds_spawned(self) -> int:
+        """How many sources of randomness this sampler has given out; part of the state of a run."""
+        return int(self._seeds.n_children_spawned)
+
+    def restore(
+        self,
+        campaign: Campaign,
+        history: list[dict[str, Any]],
+        wall_seconds: float,
+        spawned: int,
+        campaign_spawned: int,
+    ) -> None:
+        """Take over the state of an interrupted run, randomness included."""
+        self._seeds = np.random.SeedSequence(self.seed, n_children_spawned=spawned)
+        old = campaign.seed
+        campaign.seed = np.random.SeedSequence(
+            old.entropy, spawn_key=old.spawn_key, n_children_spawned=campaign_spawned
+        )
+        self.campaign, self.history, self.wall_seconds = campaign, history, wall_seconds
 
     # results
 

@@ -136,7 +136,9 @@ def build_training_set(
     coordinate_constants = grid.force_constants[representation.cv_of]
     z, gradients = representation.force_targets(x, torch.as_tensor(forces), c, beta, coordinate_constants)
     features = representation.label_space.features(c)[:, 1:]
-    return TrainingSet(representation, *(t.float().numpy() for t in (z, gradients, features)), group=chosen)
+    return TrainingSet(
+        representation, z.float().numpy(), gradients.float().numpy(), features.float().numpy(), group=chosen
+    )
 
 
 def train(

@@ -94,8 +94,8 @@ class WindowGrid:
         here = np.unravel_index(window, self.shape)
         found = []
         for k, step in itertools.product(range(len(self.shape)), (-1, 1)):
-            there = list(here)
-            there[k] = int(here[k]) + step
+            there = [int(i) for i in here]
+            there[k] += step
             if self.periods[k] is not None:
                 there[k] %= self.shape[k]
             if 0 <= there[k] < self.shape[k]:

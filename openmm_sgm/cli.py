@@ -1,0 +1,167 @@
+"""The command line: `openmm-sgm run`, `status` and `report`. Bad input gets one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+DEFAULT_EVALUATIONS = 250_000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 when a run failed, 2 for bad input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    # Imports wait until the arguments are known to be good: --help and a misspelt option should not take seconds.
+    from .units import InputError
+
+    try:
+        return int(options.function(options, shlex.join(["openmm-sgm", *given])))
+    except InputError as error:
+        print(f"openmm-sgm: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="openmm-sgm", description="Free-energy surfaces by a score model with exact injection into OpenMM."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = verbs.add_parser("run", help="sample a system folder and write surface, samples and report")
+    run.add_argument("system", type=Path, metavar="SYSTEM_FOLDER", help="a folder with system.toml")
+    run.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
+    run.add_argument(
+        "--force-evaluations",
+        type=int,
+        default=DEFAULT_EVALUATIONS,
+        metavar="N",
+        help=f"the budget: every MD step and every energy counts (default {DEFAULT_EVALUATIONS})",
+    )
+    run.add_argument(
+        "--target-error",
+        type=float,
+        metavar="KJ_MOL",
+        help="end earlier, when the surface's RMS standard error is below this",
+    )
+    run.add_argument("--workers", type=int, metavar="W", help="processes (default: the processors there are)")
+    run.add_argument("--seed", type=int, default=1, metavar="S")
+    run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
+    run.set_defaults(function=_run)
+
+    status = verbs.add_parser("status", help="tell how far a live, finished or killed run is")
+    status.add_argument("folder", type=Path, metavar="DIR")
+    status.set_defaults(function=_status)
+
+    report = verbs.add_parser("report", help="write report.html anew from a finished run's folder")
+    report.add_argument("folder", type=Path, metavar="DIR")
+    report.set_defaults(function=_report)
+    return parser
+
+
+def _run(options: argparse.Namespace, command: str) -> int:
+    from .report import write_report
+    from .runfolder import load_state, prepare, save_state, write_results, write_status
+    from .sampler import ScoreSampler
+    from .system import load_system
+    from .units import InputError
+
+    if options.force_evaluations <= 0:
+        raise InputError(f"--force-evaluations must be above zero, got {options.force_evaluations}")
+    molecule = load_system(options.system)
+    prepare(options.output, options.resume)
+    show = _Progress(options.force_evaluations)
+
+    def after_round(sampler: ScoreSampler) -> None:
+        save_state(options.output, sampler)
+        write_status(options.output, "running", sampler, options.force_evaluations, command)
+
+    sampler = ScoreSampler(
+        molecule, seed=options.seed, workers=options.workers, progress=show.line, on_round=after_round
+    )
+    show.sampler = sampler
+    left = options.force_evaluations
+    if options.resume:
+        load_state(options.output, sampler)
+        assert sampler.campaign is not None
+        left -= sampler.campaign.cost.total
+    write_status(options.output, "running", sampler, options.force_evaluations, command)
+    try:
+        if left > 0:
+            sampler.run(left, options.target_error)
+        show.line("estimating")
+        write_results(options.output, sampler, command)
+        path = write_report(options.output)
+    except BaseException:
+        write_status(options.output, "failed", sampler, options.force_evaluations, command)
+        raise
+    finally:
+        show.close()
+    write_status(options.output, "finished", sampler, options.force_evaluations, command)
+    print(path)
+    return 0
+
+
+def _status(options: argparse.Namespace, command: str) -> int:
+    from .runfolder import read_status
+
+    status = read_status(options.folder)
+    print(f"{status['state']}: {status['force_evaluations']:,} of {status['budget']:,} force evaluations")
+    for record in status["history"]:
+        acceptance = "" if record["acceptance"] is None else f", acceptance {record['acceptance']:.2f}"
+        error = "" if record["error_kj_mol"] is None else f", error {record['error_kj_mol']:.2f} kJ/mol"
+        print(f"  {record['stage']}: {record['force_evaluations']:,} force evaluations{acceptance}{error}")
+    if status["state"] != "finished":
+        print(f"to continue: {status['command']}" + ("" if "--resume" in status["command"] else " --resume"))
+    return 0
+
+
+def _report(options: argparse.Namespace, command: str) -> int:
+    from .report import write_report
+
+    print(write_report(options.folder))
+    return 0
+
+
+class _Progress:
+    """A bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.started = time.monotonic()
+        self.bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.sampler: Any = None
+
+    def line(self, text: str) -> None:
+        seconds = time.monotonic() - self.started
+        if not self.bar:
+            print(f"{seconds:7.1f} s  {text}", file=sys.stderr, flush=True)
+            return
+        campaign = self.sampler.campaign if self.sampler else None
+        done = campaign.cost.total if campaign else 0
+        share = min(1.0, done / self.budget)
+        left = f"{seconds * (1 - share) / share:4.0f} s left" if 0 < share < 1 else ""
+        round_number = f"round {campaign.round}" if campaign and campaign.round else "exploring"
+        head = f"[{'#' * int(20 * share):20}] {round_number} {done:,} {left}  {text}"
+        width = shutil.get_terminal_size().columns - 1
+        print("\r" + head[:width].ljust(width), end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar:
+            print(file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

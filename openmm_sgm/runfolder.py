@@ -1,0 +1,359 @@
+"""A run's folder: results, diagnostics for the report, and the state from which an interrupted run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import platform as host
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from openmm import app, unit
+
+from . import __version__
+from .campaign import Walker
+from .frames import MD, Frames
+from .free_energy import Draws, consistency, generator_free_energies
+from .generator import Generator
+from .inject import LedgerRow
+from .sampler import ScoreSampler
+from .units import InputError, thermal_energy
+
+__all__ = ["load_state", "prepare", "read_status", "save_state", "write_results", "write_status"]
+
+STATE_VERSION = 1
+MOST_SAMPLES = 20_000
+"""Configurations written to samples.dcd at most; more are thinned at random, which leaves the weights right."""
+MARKS = ("status.json", "result.json", "surface.csv", "state")
+
+
+def prepare(folder: Path, resume: bool) -> None:
+    """Make the folder, or refuse one that holds a run (or, to resume, holds none).
+
+    Raises
+    ------
+    InputError
+        one sentence; nothing has been written then.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, not a folder")
+    holds = any((folder / mark).exists() for mark in MARKS)
+    if holds and not resume:
+        raise InputError(f"{folder} already holds a run: choose another --output, or continue it with --resume")
+    if resume and not (folder / "state" / "state.json").is_file():
+        raise InputError(f"{folder} holds no saved state to resume from")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def write_status(folder: Path, state: str, sampler: ScoreSampler, budget: int, command: str) -> None:
+    """Write status.json: readable at any moment, of a live, finished or killed run."""
+    content = {
+        "state": state,
+        "force_evaluations": sampler.campaign.cost.total if sampler.campaign else 0,
+        "budget": budget,
+        "seed": sampler.seed,
+        "system": sampler.molecule.name,
+        "history": sampler.history,
+        "command": command,
+    }
+    _write_json(folder / "status.json", _plain(content))
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return the content of status.json.
+
+    Raises
+    ------
+    InputError
+        when there is none, or it cannot be read.
+    """
+    try:
+        content = json.loads((folder / "status.json").read_text())
+    except OSError:
+        raise InputError(f"{folder} holds no run") from None
+    except ValueError:
+        raise InputError(f"{folder / 'status.json'} is damaged") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{folder / 'status.json'} is damaged")
+    return content
+
+
+# results
+
+
+def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str, Any]:
+    """Write everything section 6 of the design promises, except the report, and return the content of result.json."""
+    campaign = sampler.campaign
+    if campaign is None or not campaign.rounds or campaign.generator is None:
+        raise InputError("the budget was too small for a single round: give more force evaluations")
+    kt = thermal_energy(sampler.molecule.temperature_k)
+    estimate = sampler.estimate()
+    estimate.surface.write_csv(folder / "surface.csv")
+    micro, micro_error = generator_free_energies(campaign.rounds, len(campaign.grid.centers))
+    macro, macro_error, overlap = sampler.mbar()
+    difference, rmse = consistency(micro, macro, kt, sampler.options.surface_height)
+    asked = np.isfinite(campaign.acceptance)
+    unreached = campaign.unreached()
+    result = {
+        "system": sampler.molecule.name,
+        "force_evaluations": {
+            "simulation": campaign.cost.simulation,
+            "generation": campaign.cost.generation,
+            "total": campaign.cost.total,
+        },
+        "wall_seconds": {
+            "simulate": campaign.cost.simulate_seconds,
+            "train": campaign.cost.train_seconds,
+            "generate": campaign.cost.generate_seconds,
+            "total": sampler.wall_seconds,
+        },
+        "acceptance": _quantiles(campaign.acceptance[asked]),
+        "ess": _quantiles(campaign.ess[asked]),
+        "density_error_kt": campaign.density_error,
+        "micro_macro_rmse_kj_mol": rmse,
+        "std_error_rms_kj_mol": estimate.surface.error_below(sampler.options.surface_height),
+        "platform": campaign.platform.name,
+        "seed": sampler.seed,
+        "versions": versions(),
+        "windows": {
+            "visited": len(campaign.walkers),
+            "above_the_explored_height": [campaign.describe(w) for w in unreached],
+            "set_aside": {campaign.describe(w): k.failure for w, k in sorted(campaign.walkers.items()) if k.failure},
+            "started_from": _count(k.started_from for k in campaign.walkers.values()),
+        },
+        "history": sampler.history,
+        "trainings": campaign.trainings,
+        "command": command,
+    }
+    _write_json(folder / "result.json", _plain(result))
+    _write_samples(folder, sampler)
+    campaign.ledger.write(folder / "ledger.csv")
+    campaign.generator.save(folder / "generator")
+
+    methods = {}
+    for method in ("mbar", "generator"):
+        surface = sampler.surface(method=method)  # type: ignore[arg-type]
+        methods[f"surface_{method}"] = surface.free_energy
+        methods[f"surface_{method}_error"] = surface.std_error
+    chain = campaign.chain_of(MD)
+    last = campaign.rounds[-1].frames
+    diagnostics = {
+        "surface": estimate.surface.free_energy,
+        "surface_error": estimate.surface.std_error,
+        **methods,
+        **{f"edges_{k}": edge for k, edge in enumerate(estimate.surface.edges)},
+        "centers": campaign.grid.centers,
+        "visited": np.array(sorted(campaign.walkers)),
+        "micro": micro * kt,
+        "micro_error": micro_error * kt,
+        "macro": macro * kt,
+        "macro_error": macro_error * kt,
+        "difference": difference,
+        "overlap": overlap,
+        "acceptance": campaign.acceptance,
+        "ess": campaign.ess,
+        "simulated_energies": chain.energies,
+        "simulated_windows": chain.windows,
+        "generated_energies": last.energies,
+        "generated_log_weights": last.log_weights,
+        "generated_windows": last.windows,
+    }
+    with (folder / "diagnostics.npz").open("wb") as file:
+        np.savez_compressed(file, **diagnostics)
+    cvs = [{"name": cv.name, "unit": cv.unit, "period": cv.period} for cv in sampler.molecule.cvs]
+    heights = {"surface": sampler.options.surface_height, "explored": sampler.options.explore_height}
+    about = {"cvs": cvs, "heights_kj_mol": heights, "temperature_k": sampler.molecule.temperature_k}
+    _write_json(folder / "diagnostics.json", _plain(about))
+    return result
+
+
+def _write_samples(folder: Path, sampler: ScoreSampler) -> None:
+    estimate, molecule = sampler.estimate(), sampler.molecule
+    rng = np.random.default_rng(np.random.SeedSequence([sampler.seed, len(estimate.frames)]))
+    rows = np.arange(len(estimate.frames))
+    if len(rows) > MOST_SAMPLES:
+        rows = np.sort(rng.choice(rows, MOST_SAMPLES, replace=False))
+    frames, log_weights = estimate.frames[rows], estimate.log_weights[rows]
+    log_weights = log_weights - np.logaddexp.reduce(log_weights)
+    trajectory = molecule.trajectory(frames.positions)
+    trajectory.superpose(molecule.trajectory(molecule.positions[None]))
+    trajectory.save_dcd(str(folder / "samples.dcd"))
+    with (folder / "topology.pdb").open("w") as file:
+        app.PDBFile.writeFile(molecule.topology, molecule.positions * unit.nanometer, file, keepIds=True)
+    with (folder / "weights.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(cv.name for cv in molecule.cvs), "log_weight"])
+        for values, log_weight in zip(frames.cvs, log_weights, strict=True):
+            writer.writerow([*(f"{v:.6f}" for v in values), f"{log_weight:.6f}"])
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed the result."""
+    names = ("openmm", "mdtraj", "pymbar", "torch", "numpy", "scipy")
+    return {"openmm_sgm": __version__, "python": host.python_version()} | {n: metadata.version(n) for n in names}
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    return {"median": float(np.median(values)), "p05": float(np.quantile(values, 0.05))}
+
+
+def _count(items: Iterator[str] | Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for item in items:
+        counts[item] = counts.get(item, 0) + 1
+    return counts
+
+
+def _plain(value: Any) -> Any:
+    """Return value with numbers that JSON has: arrays as lists, NaN and infinities as None."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+# state
+
+
+def save_state(folder: Path, sampler: ScoreSampler) -> None:
+    """Save what a run needs to go on after its last finished phase; the JSON is renamed into place last.
+
+    Arrays go into files of their own number, so that a kill in between leaves the previous state whole.
+    """
+    campaign = sampler.campaign
+    assert campaign is not None
+    state = folder / "state"
+    state.mkdir(exist_ok=True)
+    number = len(sampler.history)
+    chain = Frames.concatenate(campaign.chain)
+    chain.save(state / f"chain-{number}.npz")
+    for k, draws in enumerate(campaign.rounds):
+        if not (state / f"draws-{k}.npz").exists():
+            draws.frames.save(state / f"draws-{k}.npz")
+    windows = np.array(sorted(campaign.walkers))
+    walkers = [campaign.walkers[w] for w in windows]
+    velocities = [np.full_like(w.positions, np.nan) if w.velocities is None else w.velocities for w in walkers]
+    with (state / f"walkers-{number}.npz").open("wb") as file:
+        np.savez(
+            file,
+            windows=windows,
+            positions=np.array([w.positions for w in walkers]),
+            velocities=np.array(velocities),
+            energies=np.array([w.energy for w in walkers]),
+            free_energies=campaign.free_energies,
+            acceptance=campaign.acceptance,
+            ess=campaign.ess,
+            drawn=np.array([draws.drawn for draws in campaign.rounds]),
+            rotors=np.array(campaign.rotors if campaign.rotors is not None else [], dtype=np.int64).reshape(-1, 3),
+        )
+    if campaign.generator is not None:
+        campaign.generator.save(state / f"generator-{number}")
+    content = {
+        "version": STATE_VERSION,
+        "number": number,
+        "seed": sampler.seed,
+        "system": sampler.molecule.physical_xml,
+        "sampler_seeds": sampler.seeds_spawned,
+        "campaign_seeds": campaign.seed.n_children_spawned,
+        "wall_seconds": sampler.wall_seconds,
+        "history": sampler.history,
+        "round": campaign.round,
+        "cost": asdict(campaign.cost),
+        "trainings": campaign.trainings,
+        "density_error": campaign.density_error,
+        "origins": [w.started_from for w in walkers],
+        "failures": [w.failure for w in walkers],
+        "n_rounds": len(campaign.rounds),
+        "rotors_known": campaign.rotors is not None,
+        "ledger": [list(asdict(row).values()) for row in campaign.ledger.rows],
+    }
+    _write_json(state / "state.json", _plain(content))
+    for old in state.glob("*-*"):
+        stem, _, k = old.name.removesuffix(".npz").rpartition("-")
+        if stem in ("chain", "walkers", "generator") and k.isdigit() and int(k) < number:
+            _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        for child in path.iterdir():
+            child.unlink()
+        path.rmdir()
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def load_state(folder: Path, sampler: ScoreSampler) -> None:
+    """Put a new sampler of the same system and seed where the saved one was.
+
+    Raises
+    ------
+    InputError
+        when the state is damaged, or of another system, seed or version.
+    """
+    state = folder / "state"
+    try:
+        content = json.loads((state / "state.json").read_text())
+        if content["version"] != STATE_VERSION:
+            raise InputError(
+                f"the state in {state} is of version {content['version']}, this program reads {STATE_VERSION}"
+            )
+        if content["seed"] != sampler.seed:
+            raise InputError(f"the run in {folder} has seed {content['seed']}, not {sampler.seed}")
+        if content["system"] != sampler.molecule.physical_xml:
+            raise InputError(f"the run in {folder} is of another system")
+        number = content["number"]
+        campaign = sampler.new_campaign()
+        campaign.chain = [Frames.load(state / f"chain-{number}.npz")]
+        with np.load(state / f"walkers-{number}.npz", allow_pickle=False) as arrays:
+            for k, window in enumerate(arrays["windows"]):
+                velocities = arrays["velocities"][k]
+                campaign.walkers[int(window)] = Walker(
+                    arrays["positions"][k],
+                    None if np.isnan(velocities).any() else velocities,
+                    float(arrays["energies"][k]),
+                    content["origins"][k],
+                    content["failures"][k],
+                )
+            campaign.free_energies = arrays["free_energies"]
+            campaign.acceptance, campaign.ess = arrays["acceptance"], arrays["ess"]
+            drawn = arrays["drawn"]
+            if content["rotors_known"]:
+                campaign.rotors = [(int(a), int(b), int(c)) for a, b, c in arrays["rotors"]]
+        campaign.rounds = [Draws(Frames.load(state / f"draws-{k}.npz"), drawn[k]) for k in range(content["n_rounds"])]
+        if (state / f"generator-{number}").is_dir():
+            campaign.generator = Generator.load(state / f"generator-{number}")
+        for name, value in content["cost"].items():
+            setattr(campaign.cost, name, value)
+        campaign.round, campaign.trainings = content["round"], content["trainings"]
+        campaign.density_error = float("nan") if content["density_error"] is None else content["density_error"]
+        for number_, round_, window, label, purpose, energy, log_q, log_w, verdict in content["ledger"]:
+            numbers = [float("nan") if v is None else v for v in (energy, log_q, log_w)]
+            campaign.ledger.rows.append(LedgerRow(number_, round_, window, tuple(label), purpose, *numbers, verdict))
+        sampler.restore(
+            campaign, content["history"], content["wall_seconds"], content["sampler_seeds"], content["campaign_seeds"]
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the state in {state} is damaged: {error}") from None
