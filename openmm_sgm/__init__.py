@@ -1,3 +1,50 @@
-"""Score-based generative models coupled to OpenMM simulations by exact Metropolis moves."""
+"""Score-based generative models coupled to OpenMM simulations by exact Metropolis moves.
+
+>>> import openmm_sgm as sgm
+>>> sampler = sgm.ScoreSampler(simulation, [sgm.Torsion("phi", (4, 6, 8, 14))], temperature=300 * unit.kelvin, seed=1)
+>>> sampler.run(force_evaluations=250_000)
+>>> sampler.surface(bins=36).free_energy  # kJ/mol
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "campaign": ("SamplerOptions",),
+    "cvs": (
+        "RMSD",
+        "Angle",
+        "CollectiveVariable",
+        "ContactNumber",
+        "CustomCV",
+        "Distance",
+        "RadiusOfGyration",
+        "Torsion",
+        "from_bias_variable",
+    ),
+    "free_energy": ("Estimate", "Surface"),
+    "generator": ("Generator",),
+    "networks": ("NetworkOptions",),
+    "sampler": ("ScoreSampler",),
+    "system": ("MolecularSystem", "load_system"),
+    "training": ("TrainingOptions",),
+    "units": ("InputError",),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: `openmm-sgm --help` should not wait for torch and OpenMM."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -167,7 +167,7 @@ class Campaign:
     # exploration
 
     def explore(self, budget: int) -> None:
-        """Visit windows from where the data is, lowest first, until none is left below the height or the budget is spent.
+        """Visit windows from where the data is, lowest first, until none is left below the height or the budget ends.
 
         A new window starts from a generated configuration where the generator can be trusted there, and from its
         lowest neighbour by pulling where it cannot.
@@ -400,7 +400,7 @@ class Campaign:
         self.say(f"trained on {len(frames)} frames, {result.steps} steps")
 
     def _training_frames(self) -> tuple[Frames, np.ndarray]:
-        """Return the frames to train on and their weights; a window's generated frames count by their effective number."""
+        """Return the frames to train on and their weights; generated frames count by their effective number."""
         own = [part[part.source != INJECTED] for part in self.chain]
         weights = [np.ones(len(part)) for part in own]
         generated = [draws.frames for draws in self.rounds]
@@ -544,7 +544,7 @@ class Campaign:
     # estimates on the way
 
     def update_free_energies(self) -> None:
-        """Estimate the windows' free energies: by MBAR alone at first, held by the generator's own once there are draws."""
+        """Estimate the windows' free energies: by MBAR at first, held by the generator's own once there are draws."""
         prior, error = generator_free_energies(self.rounds, len(self.grid.centers))
         chain = self.chain_of(MD) if self.rounds else Frames.concatenate(self.chain)
         frames = Frames.concatenate([chain, *(draws.frames for draws in self.rounds)])
@@ -572,10 +572,11 @@ class Campaign:
         shares = np.where(low, 1.0, self.options.outside_share)
         return windows, shares / shares.sum()
 
-    def unreached(self) -> list[int]:
-        """Return windows beside visited ones that were left empty: too high, or more than the budget allowed."""
+    def unreached(self) -> tuple[list[int], list[int]]:
+        """Return windows beside visited ones that were left empty: as too high, and for want of budget."""
         beside = {n for w in self.walkers for n in self.grid.neighbours(w)}
-        return sorted(beside - set(self.walkers))
+        wanted = set(self._frontier())
+        return sorted(beside - set(self.walkers) - wanted), sorted(wanted)
 
     def describe(self, window: int) -> str:
         """Return a window's centre in words."""

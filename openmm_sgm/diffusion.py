@@ -5,6 +5,7 @@ Noise is added to coordinates, z_σ = z + σ ε; rotors are angles on a circle i
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -147,7 +148,7 @@ def integrate(
 
     times = torch.log(sigmas).to(z.dtype)
     start = condition(times[0])
-    for t0, t1 in zip(times[:-1], times[1:], strict=True):
+    for t0, t1 in itertools.pairwise(times):
         h, middle = t1 - t0, (t0 + t1) / 2
         centre, end = condition(middle), condition(t1)
         s0, sm, s1 = torch.exp(t0), torch.exp(middle), torch.exp(t1)

@@ -10,7 +10,7 @@ import numpy as np
 __all__ = ["BURN_IN", "GENERATED", "INJECTED", "MD", "Frames"]
 
 BURN_IN = 0
-"""Provenance: molecular dynamics before the window is known to be in equilibrium; for training, never for estimators."""
+"""Provenance: molecular dynamics before the window is known to be in equilibrium; for training, not for estimators."""
 MD = 1
 """Provenance: molecular dynamics of a window's equilibrium chain."""
 INJECTED = 2

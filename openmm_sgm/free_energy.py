@@ -8,13 +8,14 @@ estimate is MBAR over MD and draws, held by the draws' absolute free energies wi
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import pymbar
 import scipy.sparse
 import scipy.sparse.csgraph
 
@@ -37,7 +38,7 @@ __all__ = [
     "weighted_mbar",
 ]
 
-Method = Literal["combined", "mbar", "generator"]
+Method: TypeAlias = Literal["combined", "mbar", "generator"]
 BIAS_CUTOFF = 40.0
 """Reduced bias (kT) above which a sample says nothing of a window: exp(−40) is below double rounding of a sum."""
 OVERLAP_THRESHOLD = 0.03
@@ -115,6 +116,18 @@ class Estimate:
     log_weights: np.ndarray
 
 
+@cache
+def _pymbar() -> Any:
+    """Return pymbar, imported when it is first needed and without the banners that it logs on import."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        import pymbar
+    finally:
+        logging.disable(before)
+    return pymbar
+
+
 def effective_sample_size(log_weights: np.ndarray) -> float:
     """Return (Σw)²/(n Σw²), Kish's effective sample size as a fraction; 0 where no weight is above zero."""
     top = np.max(log_weights, initial=-np.inf)
@@ -167,7 +180,7 @@ def statistical_inefficiencies(chain: Frames, grid: WindowGrid) -> np.ndarray:
         series = [*offsets.T, chain.energies[rows]]
         usable = [s for s in series if np.ptp(s) > 0]
         if usable:
-            result[chain.windows[rows[0]]] = max(pymbar.timeseries.statistical_inefficiency(s) for s in usable)
+            result[chain.windows[rows[0]]] = max(_pymbar().timeseries.statistical_inefficiency(s) for s in usable)
     return result
 
 
@@ -195,7 +208,7 @@ def mbar_free_energies(
     linked = _connected(terms, rough, counts.astype(float), np.ones(len(samples)))
     columns = np.flatnonzero(linked)
     rows = np.flatnonzero(np.repeat(linked, counts))
-    mbar = pymbar.MBAR(
+    mbar = _pymbar().MBAR(
         reduced[np.ix_(columns, rows)],
         counts[columns],
         initial_f_k=rough[columns] - rough[columns][0],

@@ -165,6 +165,18 @@ class Ledger:
                 writer.writerow([row.number, row.round, row.window, *label, row.purpose, *numbers, row.verdict])
         temporary.replace(path)
 
+    @staticmethod
+    def read(path: Path, cv_names: Sequence[str]) -> Ledger:
+        """Read what `write` wrote; values that were not finite come back as NaN."""
+        ledger = Ledger(cv_names)
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                label = tuple(float(row[f"label_{name}"]) for name in cv_names)
+                energy, log_q, log_w = (float(row[k] or "nan") for k in ("energy_kj_mol", "log_density", "log_weight"))
+                place = int(row["number"]), int(row["round"]), int(row["window"])
+                ledger.rows.append(LedgerRow(*place, label, row["purpose"], energy, log_q, log_w, row["verdict"]))
+        return ledger
+
 
 def _text(value: float) -> str:
     return f"{value:.6g}" if np.isfinite(value) else ""

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-
 __all__ = ["Conditioning", "NetworkOptions", "ScoreNetwork"]
 
 ROTOR_HARMONICS = 3

@@ -264,7 +264,8 @@ class Representation:
 
     Attributes
     ----------
-    rotors, unimodal, cv : int64; rows of the torsion array (placement − 3) of each class; `cv_of` the CV of each `cv` row
+    rotors, unimodal, cv : int64; rows of the torsion array (placement − 3) of each class
+    cv_of : int64; the CV that each `cv` row is
     torsion_means : float64, shape (n_torsions,), rad; what unimodal torsions are unwrapped about
     coefficients : float64, shape (n_features, n_linear); label-dependent mean of the raw linear coordinates
     mixing, unmixing : float64, shape (n_linear, n_linear); raw = mean + z @ mixing, z = (raw − mean) @ unmixing
@@ -334,7 +335,7 @@ class Representation:
         return positions, self._log_volume(safe_bonds, safe_angles), valid
 
     def log_constraint_factor(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return ½ log det Z (Fixman 1974), up to a constant: constrained dynamics samples exp(−βU) |Z|^½; shape (n,)."""
+        """Return ½ log det Z (Fixman 1974), shape (n,), up to a constant: constraints make it exp(−βU) |Z|^½."""
         if len(self.constraints) == 0:
             return torch.zeros(len(positions), dtype=positions.dtype)
         i, j = torch.as_tensor(self.constraints.T)

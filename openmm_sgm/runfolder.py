@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import platform as host
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
@@ -18,9 +18,9 @@ from openmm import app, unit
 from . import __version__
 from .campaign import Walker
 from .frames import MD, Frames
-from .free_energy import Draws, consistency, generator_free_energies
+from .free_energy import Draws, Method, consistency, generator_free_energies
 from .generator import Generator
-from .inject import LedgerRow
+from .inject import Ledger
 from .sampler import ScoreSampler
 from .units import InputError, thermal_energy
 
@@ -29,6 +29,8 @@ __all__ = ["load_state", "prepare", "read_status", "save_state", "write_results"
 STATE_VERSION = 1
 MOST_SAMPLES = 20_000
 """Configurations written to samples.dcd at most; more are thinned at random, which leaves the weights right."""
+ALTERNATIVES: tuple[Method, ...] = ("mbar", "generator")
+"""Estimators that are shown beside the combined one."""
 MARKS = ("status.json", "result.json", "surface.csv", "state")
 
 
@@ -107,7 +109,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     macro, macro_error, overlap = sampler.mbar()
     difference, rmse = consistency(micro, macro, kt, sampler.options.surface_height)
     asked = np.isfinite(campaign.acceptance)
-    unreached = campaign.unreached()
+    too_high, unaffordable = campaign.unreached()
     result = {
         "system": sampler.molecule.name,
         "force_evaluations": {
@@ -131,7 +133,8 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         "versions": versions(),
         "windows": {
             "visited": len(campaign.walkers),
-            "above_the_explored_height": [campaign.describe(w) for w in unreached],
+            "above_the_explored_height": [campaign.describe(w) for w in too_high],
+            "left_by_the_budget": [campaign.describe(w) for w in unaffordable],
             "set_aside": {campaign.describe(w): k.failure for w, k in sorted(campaign.walkers.items()) if k.failure},
             "started_from": _count(k.started_from for k in campaign.walkers.values()),
         },
@@ -145,13 +148,13 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     campaign.generator.save(folder / "generator")
 
     methods = {}
-    for method in ("mbar", "generator"):
-        surface = sampler.surface(method=method)  # type: ignore[arg-type]
+    for method in ALTERNATIVES:
+        surface = sampler.surface(method=method)
         methods[f"surface_{method}"] = surface.free_energy
         methods[f"surface_{method}_error"] = surface.std_error
     chain = campaign.chain_of(MD)
     last = campaign.rounds[-1].frames
-    diagnostics = {
+    diagnostics: dict[str, Any] = {
         "surface": estimate.surface.free_energy,
         "surface_error": estimate.surface.std_error,
         **methods,
@@ -246,6 +249,7 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
     number = len(sampler.history)
     chain = Frames.concatenate(campaign.chain)
     chain.save(state / f"chain-{number}.npz")
+    campaign.ledger.write(state / f"ledger-{number}.csv")
     for k, draws in enumerate(campaign.rounds):
         if not (state / f"draws-{k}.npz").exists():
             draws.frames.save(state / f"draws-{k}.npz")
@@ -284,23 +288,15 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
         "failures": [w.failure for w in walkers],
         "n_rounds": len(campaign.rounds),
         "rotors_known": campaign.rotors is not None,
-        "ledger": [list(asdict(row).values()) for row in campaign.ledger.rows],
     }
     _write_json(state / "state.json", _plain(content))
     for old in state.glob("*-*"):
-        stem, _, k = old.name.removesuffix(".npz").rpartition("-")
-        if stem in ("chain", "walkers", "generator") and k.isdigit() and int(k) < number:
-            _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        for child in path.iterdir():
-            child.unlink()
-        path.rmdir()
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        stem, _, saved = old.name.partition(".")[0].rpartition("-")
+        if stem in ("chain", "walkers", "ledger", "generator") and saved.isdigit() and int(saved) < number:
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
 
 
 def load_state(folder: Path, sampler: ScoreSampler) -> None:
@@ -347,9 +343,7 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
             setattr(campaign.cost, name, value)
         campaign.round, campaign.trainings = content["round"], content["trainings"]
         campaign.density_error = float("nan") if content["density_error"] is None else content["density_error"]
-        for number_, round_, window, label, purpose, energy, log_q, log_w, verdict in content["ledger"]:
-            numbers = [float("nan") if v is None else v for v in (energy, log_q, log_w)]
-            campaign.ledger.rows.append(LedgerRow(number_, round_, window, tuple(label), purpose, *numbers, verdict))
+        campaign.ledger = Ledger.read(state / f"ledger-{number}.csv", campaign.ledger.cv_names)
         sampler.restore(
             campaign, content["history"], content["wall_seconds"], content["sampler_seeds"], content["campaign_seeds"]
         )

@@ -16,8 +16,8 @@ from .campaign import Campaign, SamplerOptions
 from .cvs import CollectiveVariable
 from .executors import make_executor
 from .frames import INJECTED, MD, Frames
-from .free_energy import Estimate, Method, Surface, estimate, generator_free_energies, mbar_free_energies
-from .system import MolecularSystem
+from .free_energy import Draws, Estimate, Method, Surface, estimate, generator_free_energies, mbar_free_energies
+from .system import MolecularSystem, bin_counts
 from .unbiased import LabelDistribution, MoveStatistics, UnbiasedMoves
 from .units import InputError, strip_units
 
@@ -171,13 +171,14 @@ class ScoreSampler:
         surface = self.surface(n_bootstrap=20)
         covered = float(np.mean(np.isfinite(surface.free_energy)))
         asked = np.isfinite(campaign.acceptance)
-        record = {
+        error = surface.error_below(self.options.surface_height)
+        record: dict[str, Any] = {
             "stage": stage,
             "force_evaluations": campaign.cost.total,
             "seconds": campaign.cost.simulate_seconds + campaign.cost.train_seconds + campaign.cost.generate_seconds,
             "windows": len(campaign.walkers),
             "covered": covered,
-            "error_kj_mol": surface.error_below(self.options.surface_height),
+            "error_kj_mol": error,
             "acceptance": float(np.median(campaign.acceptance[asked])) if asked.any() else None,
             "ess": float(np.median(campaign.ess[asked])) if asked.any() else None,
         }
@@ -189,7 +190,7 @@ class ScoreSampler:
         )
         if self.on_round is not None:
             self.on_round(self)
-        return float(record["error_kj_mol"])
+        return error
 
     def new_campaign(self) -> Campaign:
         """Return the state of a run that has not begun."""
@@ -239,17 +240,7 @@ class ScoreSampler:
         its large errors; afterwards what came before the first injection is left out as burn-in.
         """
         campaign = self._campaign()
-        shape = (
-            self.molecule.bins
-            if bins is None
-            else (bins,) * len(self.molecule.cvs)
-            if isinstance(bins, int)
-            else tuple(bins)
-        )
-        if len(shape) != len(self.molecule.cvs) or min(shape) < 2:
-            raise InputError(
-                f"bins must be one number of 2 or more for each of {len(self.molecule.cvs)} CVs, got {bins}"
-            )
+        shape = self.molecule.bins if bins is None else bin_counts(bins, self.molecule.cvs)
         if method not in ("combined", "mbar", "generator"):
             raise InputError(f"method must be 'combined', 'mbar' or 'generator', got {method!r}")
         key = (shape, method, n_bootstrap)
@@ -257,14 +248,17 @@ class ScoreSampler:
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, campaign.cost.total]))
             edges = [np.linspace(cv.minimum, cv.maximum, n + 1) for cv, n in zip(self.molecule.cvs, shape, strict=True)]  # type: ignore[arg-type]
             names, units = [cv.name for cv in self.molecule.cvs], [cv.unit for cv in self.molecule.cvs]
+            chain: Frames | None
+            draws: list[Draws] = campaign.rounds
+            mbar = None
             if not campaign.rounds:
                 if method == "generator":
                     raise InputError("the generator has drawn nothing yet: give run() a larger budget")
-                chain, draws, mbar, method = Frames.concatenate(campaign.chain), [], campaign.free_energies, "mbar"
+                chain, mbar, method = Frames.concatenate(campaign.chain), campaign.free_energies, "mbar"
             elif method == "mbar":
                 chain, draws, mbar = campaign.chain_of(MD, INJECTED), [], self.mbar()[0]
             else:
-                chain, draws, mbar = campaign.chain_of(MD) if method == "combined" else None, campaign.rounds, None
+                chain = campaign.chain_of(MD) if method == "combined" else None
             self._estimates[key] = estimate(
                 chain, draws, campaign.grid, edges, names, units,
                 method=method, mbar=mbar, n_bootstrap=n_bootstrap, rng=rng,

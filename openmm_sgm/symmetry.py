@@ -30,7 +30,7 @@ def threefold_rotors(
     groups: list[tuple[int, int, int]] = []
     energies, _, cost = evaluate(settings, positions)
     cvs = molecule.evaluate_cvs(positions)
-    for atom, bonded in neighbours.items():
+    for bonded in neighbours.values():
         if len(bonded) != 4:
             continue
         ends = sorted(n for n in bonded if len(neighbours[n]) == 1)

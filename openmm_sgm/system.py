@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .cvs import CV_KINDS, CollectiveVariable, as_cvs
 from .units import InputError, strip_units
 
-__all__ = ["MolecularSystem", "check_supported", "load_system"]
+__all__ = ["MolecularSystem", "bin_counts", "check_supported", "load_system"]
 
 PERIODIC_BINS = 36
 BINS = 40
@@ -85,7 +85,7 @@ class MolecularSystem:
         if positions.shape != expected or not np.isfinite(positions).all():
             raise InputError(f"positions must be finite and of shape {expected} in nm, got shape {positions.shape}")
         put("positions", positions)
-        put("bins", _bins(self.bins, self.cvs))
+        put("bins", bin_counts(self.bins, self.cvs))
         for field, target in (
             ("temperature_k", unit.kelvin),
             ("time_step_fs", unit.femtosecond),
@@ -148,7 +148,7 @@ class MolecularSystem:
             temperature_k=next(iter(known.values())),
             time_step_fs=time_step,
             friction_per_ps=strip_units(friction(), unit.picosecond**-1) if friction else DEFAULT_FRICTION_PER_PS,
-            bins=_bins(bins, cvs),
+            bins=bin_counts(bins, cvs),
         )
 
     @property
@@ -383,7 +383,7 @@ def load_system(folder: Path) -> MolecularSystem:
         raise InputError(f"{path}: {'; '.join(problems)}") from None
     topology, positions = _read_structure(folder, options.topology)
     cvs = [_build_cv(folder, table, positions) for table in options.cv]
-    defaults = _bins(None, cvs)
+    defaults = bin_counts(None, cvs)
     return MolecularSystem(
         name=options.name,
         topology=topology,
@@ -526,7 +526,7 @@ def _count_pieces(masses: np.ndarray, bonds: np.ndarray) -> int:
     return pieces
 
 
-def _bins(bins: Sequence[int] | int | None, cvs: Sequence[CollectiveVariable]) -> tuple[int, ...]:
+def bin_counts(bins: Sequence[int] | int | None, cvs: Sequence[CollectiveVariable]) -> tuple[int, ...]:
     """Return bins per CV from one number for all, one per CV, or nothing."""
     if bins is None or (not np.ndim(bins) and not bins) or not np.size(bins):
         return tuple(PERIODIC_BINS if cv.period is not None else BINS for cv in cvs)

@@ -47,7 +47,8 @@ class WindowGrid:
         """
         axes, constants = [], []
         for cv in cvs:
-            assert cv.minimum is not None and cv.maximum is not None
+            assert cv.minimum is not None
+            assert cv.maximum is not None
             count = cv.windows or (WINDOWS if cv.period is None else PERIODIC_WINDOWS)
             spacing = (cv.maximum - cv.minimum) / count
             axes.append(cv.minimum + (np.arange(count) + 0.5) * spacing)
