@@ -24,7 +24,7 @@ from openmm_sgm.engine import engine_for
 from openmm_sgm.executors import SerialExecutor
 from openmm_sgm.platforms import choose_platform
 from openmm_sgm.simulate import MDSettings, Segment, run_segments
-from openmm_sgm.system import load_system
+from openmm_sgm.system_file import load_system
 
 ROOT = Path(__file__).parents[1]
 FRAME_INTERVALS = (50, 100)

@@ -12,7 +12,6 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "campaign": ("SamplerOptions",),
     "cvs": (
         "RMSD",
         "Angle",
@@ -26,9 +25,11 @@ _PUBLIC = {
     ),
     "free_energy": ("Estimate", "Surface"),
     "generator": ("Generator",),
+    "options": ("SamplerOptions",),
     "networks": ("NetworkOptions",),
     "sampler": ("ScoreSampler",),
-    "system": ("MolecularSystem", "load_system"),
+    "system": ("MolecularSystem",),
+    "system_file": ("load_system",),
     "training": ("TrainingOptions",),
     "units": ("InputError",),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,69 +15,21 @@ import torch
 from .cvs import Torsion
 from .executors import SerialExecutor
 from .frames import BURN_IN, GENERATED, INJECTED, MD, Frames
-from .free_energy import (
-    Draws,
-    bias_terms,
-    effective_sample_size,
-    effective_weights,
-    generator_free_energies,
-    weighted_mbar,
-)
 from .generator import Generator, generate, log_densities
+from .importance import Draws, effective_sample_size, effective_weights, generator_free_energies
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
-from .networks import NetworkOptions
+from .mbar import bias_terms, weighted_mbar
+from .options import SamplerOptions
 from .platforms import PlatformChoice, choose_platform
-from .representation import ZMatrix, build_z_matrix
-from .simulate import MDSettings, Segment, SegmentResult, evaluate, run_segments
+from .simulate import MDSettings, Segment, evaluate, run_segments
 from .symmetry import threefold_rotors
 from .system import MolecularSystem
-from .training import TrainingOptions, build_training_set, train
+from .training import build_training_set, train
 from .units import thermal_energy
 from .windows import WindowGrid
+from .zmatrix import ZMatrix, build_z_matrix
 
-__all__ = ["Campaign", "Cost", "SamplerOptions", "Walker"]
-
-
-@dataclass(frozen=True)
-class SamplerOptions:
-    """How to run; every height is in kJ/mol above the lowest window.
-
-    Attributes
-    ----------
-    explore_height : neighbours of windows below it are visited
-    surface_height : the part of the surface whose error counts
-    outside_share : windows between `surface_height` and `explore_height` connect the others: they are generated for
-        this much less
-    target_error : kJ/mol; the run ends when the surface's RMS standard error is below it (None: at the budget)
-    first_steps, pull_steps, equilibration_steps, exploration_steps : MD of a window's first visit
-    md_steps : MD in each window and round, after the injection
-    frame_interval : steps between stored frames
-    explore_share : largest share of the budget for exploration
-    rounds : of training, generation, injection and simulation; each generates twice as much as the one before
-    trial : configurations drawn to see whether the generator can be trusted with a new window
-    trial_ess : effective number of them from which it is
-    ode_steps : Runge–Kutta steps at first; refined until the measured error of log q is below `density_error`
-    density_error : kT
-    """
-
-    explore_height: float = 40.0
-    surface_height: float = 25.0
-    outside_share: float = 0.3
-    target_error: float | None = None
-    first_steps: int = 500
-    pull_steps: int = 100
-    equilibration_steps: int = 100
-    exploration_steps: int = 200
-    md_steps: int = 100
-    frame_interval: int = 20
-    explore_share: float = 0.5
-    rounds: int = 3
-    trial: int = 16
-    trial_ess: float = 2.0
-    ode_steps: int = 8
-    density_error: float = 0.02
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    network: NetworkOptions = field(default_factory=NetworkOptions)
+__all__ = ["Campaign", "Cost", "Walker"]
 
 
 @dataclass
@@ -164,111 +116,18 @@ class Campaign:
         self.ess = np.full(len(self.grid.centers), np.nan)
         self.density_error = float("nan")
 
-    # exploration
-
-    def explore(self, budget: int) -> None:
-        """Visit windows from where the data is, lowest first, until none is left below the height or the budget ends.
-
-        A new window starts from a generated configuration where the generator can be trusted there, and from its
-        lowest neighbour by pulling where it cannot.
-        """
-        spent = self.cost.total
-        if not self.walkers:
-            self._first_window()
-        trained_at = len(self.walkers) if self.generator else 30
-        while True:
-            left = budget - (self.cost.total - spent)
-            per_window = self._visit_cost()
-            frontier = self._frontier()[: max(0, left // per_window)]
-            if not frontier:
-                break
-            self._visit(frontier)
-            self.update_free_energies()
-            if len(self.walkers) >= 2 * trained_at:
-                trained_at = len(self.walkers)
-                self.train(steps=self.options.training.steps // 3)
-            self.say(f"explored {len(self.walkers)} windows")
-
-    def _visit_cost(self) -> int:
-        o = self.options
-        return o.pull_steps + o.equilibration_steps + o.exploration_steps + o.exploration_steps // o.frame_interval + 3
-
-    def _first_window(self) -> None:
-        start = self.molecule.evaluate_cvs(self.molecule.positions[None])[0]
-        window = self.grid.nearest(start)
-        center = self.grid.centers[window]
-        path = center - self.grid.difference(center, start)
-        o = self.options
-        segment = self._segment(window, self.molecule.positions, None, path, o.pull_steps, o.first_steps)
-        self._record([segment], self._run([segment]), BURN_IN, {window: "the starting structure"})
-        if self.walkers[window].failure:
-            raise RuntimeError(f"the first window failed: {self.walkers[window].failure}")
-        self.update_free_energies()
-
-    def _frontier(self) -> list[int]:
-        """Return unvisited windows beside visited ones that are low enough, the neighbour of the lowest first."""
-        height = np.nanmin(self.free_energies) + self.options.explore_height * self.beta
-        found: dict[int, float] = {}
-        for window in self.walkers:
-            level = self.free_energies[window]
-            if not level <= height:
-                continue
-            for neighbour in self.grid.neighbours(window):
-                if neighbour not in self.walkers:
-                    found[neighbour] = min(level, found.get(neighbour, np.inf))
-        return sorted(found, key=lambda w: found[w])
-
-    def _visit(self, windows: list[int]) -> None:
-        o = self.options
-        trusted = self._generated_starts(windows)
-        segments, origins = [], {}
-        for window in windows:
-            center = self.grid.centers[window]
-            if window in trusted:
-                segments.append(self._segment(window, trusted[window], None, None, 0, o.equilibration_steps // 2))
-                origins[window] = "a generated configuration"
-                continue
-            sound = [n for n in self.grid.neighbours(window) if n in self.walkers and not self.walkers[n].failure]
-            if not sound:
-                continue
-            source = min(sound, key=lambda n: self.free_energies[n])
-            path = center - self.grid.difference(center, self.grid.centers[source])
-            walker = self.walkers[source]
-            segments.append(
-                self._segment(window, walker.positions, walker.velocities, path, o.pull_steps, o.equilibration_steps)
-            )
-            origins[window] = "pulling from a neighbour"
-        self._record(segments, self._run(segments), BURN_IN, origins)
-
-    def _generated_starts(self, windows: list[int]) -> dict[int, np.ndarray]:
-        """Return starting configurations of windows in which the generator's importance weights can be trusted."""
-        if self.generator is None:
-            return {}
-        counts = np.full(len(windows), self.options.trial)
-        frames, weights, _ = self._draw(np.array(windows), counts, "trial")
-        starts = {}
-        rng = self._rng()
-        for k, window in enumerate(windows):
-            log_w = weights[k * self.options.trial : (k + 1) * self.options.trial]
-            if effective_sample_size(log_w) * self.options.trial < self.options.trial_ess:
-                continue
-            rows = np.flatnonzero(frames.windows == window)
-            p = np.exp(frames.log_weights[rows] - frames.log_weights[rows].max())
-            starts[window] = frames.positions[rng.choice(rows, p=p / p.sum())]
-        return starts
-
     # molecular dynamics
 
     def simulate(self, windows: np.ndarray, steps: int) -> None:
         """Run MD in each window from what it holds; the frames belong to the windows' equilibrium chains."""
         segments = [
-            self._segment(int(w), self.walkers[w].positions, self.walkers[w].velocities, None, 0, 0, steps)
+            self.segment(int(w), self.walkers[w].positions, self.walkers[w].velocities, None, 0, 0, steps)
             for w in windows
             if not self.walkers[w].failure
         ]
-        self._record(segments, self._run(segments), MD, {})
+        self.run(segments, MD)
 
-    def _segment(
+    def segment(
         self,
         window: int,
         positions: np.ndarray,
@@ -278,6 +137,7 @@ class Campaign:
         equilibration_steps: int,
         steps: int | None = None,
     ) -> Segment:
+        """Return a stretch of MD in a window, with this run's frame interval and a seed of its own; see `Segment`."""
         return Segment(
             walker=window,
             positions=positions,
@@ -289,23 +149,21 @@ class Campaign:
             equilibration_steps=equilibration_steps,
             steps=self.options.exploration_steps if steps is None else steps,
             frame_interval=self.options.frame_interval,
-            seed=int(self._rng().integers(2**31)),
+            seed=int(self.rng().integers(2**31)),
         )
 
-    def _run(self, segments: list[Segment]) -> list[SegmentResult]:
+    def run(self, segments: list[Segment], source: int, origins: dict[int, str] | None = None) -> None:
+        """Run segments and take over what they return: frames of provenance `source`, walkers, failures, cost.
+
+        origins : for windows that are visited for the first time, what they started from
+        """
         started = time.perf_counter()
         results = run_segments(self.settings, segments, self.executor, self.chunks)
         self.cost.simulate_seconds += time.perf_counter() - started
-        return results
-
-    def _record(
-        self, segments: list[Segment], results: list[SegmentResult], source: int, origins: dict[int, str]
-    ) -> None:
-        """Take over what segments returned: frames, walkers, failures, cost."""
         for segment, result in zip(segments, results, strict=True):
             window = segment.walker
             self.cost.simulation += result.force_evaluations
-            origin = origins.get(window) or self.walkers[window].started_from
+            origin = origins[window] if origins else self.walkers[window].started_from
             energy = float(result.energies[-1]) if len(result.energies) else float("nan")
             self.walkers[window] = Walker(
                 result.final_positions, result.final_velocities, energy, origin, result.failure
@@ -356,7 +214,7 @@ class Campaign:
             some = self.chain[0].positions[:4]
             self.rotors, cost = threefold_rotors(self.molecule, self.settings, some)
             self.cost.generation += cost
-        rng = self._rng()
+        rng = self.rng()
         options = self.options.training
         if steps is not None:
             options = replace(options, steps=steps)
@@ -412,7 +270,7 @@ class Campaign:
         assert self.generator is not None
         started = time.perf_counter()
         frames = self.chain[-1]
-        rows = self._rng().permutation(len(frames))[:256]
+        rows = self.rng().permutation(len(frames))[:256]
         positions, labels = frames.positions[rows], frames.labels[rows]
 
         def density(steps: int) -> np.ndarray:
@@ -435,17 +293,16 @@ class Campaign:
     # generation and injection
 
     def generate_and_inject(self, windows: np.ndarray, counts: np.ndarray) -> None:
-        """Draw `counts` configurations for each window, weigh them exactly, and offer them to its walker in order.
+        """Draw `counts` configurations for each sound window, weigh them exactly, and offer them to its walker.
 
         The walker's chain in its window goes on: MD, then one Metropolis test for each configuration, then MD again.
         """
         assert self.generator is not None
-        windows = np.array([w for w in windows if not self.walkers[w].failure])
         held = np.array([self.walkers[w].positions for w in windows])
         energies = np.array([self.walkers[w].energy for w in windows])
         here = self._log_weights_of(held, energies, windows)
-        frames, log_weights, submit = self._draw(windows, counts, "injection")
-        rng = self._rng()
+        frames, log_weights, submit = self.draw(windows, counts, "injection")
+        rng = self.rng()
         ends = np.cumsum(counts)
         row_of = np.full(len(log_weights), -1)
         row_of[np.isfinite(log_weights)] = np.arange(len(frames))
@@ -489,7 +346,7 @@ class Campaign:
         assert self.generator is not None
         return self.generator.representation.log_constraint_factor(torch.as_tensor(positions)).numpy()
 
-    def _draw(
+    def draw(
         self, windows: np.ndarray, counts: np.ndarray, purpose: str
     ) -> tuple[Frames, np.ndarray, Callable[[np.ndarray], None]]:
         """Generate, evaluate and weigh; return (frames with a finite weight, all log-weights, how to enter verdicts).
@@ -498,7 +355,7 @@ class Campaign:
         """
         assert self.generator is not None
         started = time.perf_counter()
-        seed = np.random.SeedSequence(int(self._rng().integers(2**63)))
+        seed = np.random.SeedSequence(int(self.rng().integers(2**63)))
         samples = generate(self.generator, self.grid.centers[windows], counts, seed, self.executor, 4 * self.chunks)
         positions = np.where(samples.valid[:, None, None], samples.positions, self.molecule.positions)
         energies, forces, cost = evaluate(self.settings, positions[samples.valid], self.executor, self.chunks)
@@ -544,9 +401,14 @@ class Campaign:
     # estimates on the way
 
     def update_free_energies(self) -> None:
-        """Estimate the windows' free energies: by MBAR at first, held by the generator's own once there are draws."""
+        """Estimate the windows' free energies: by MBAR at first, held by the generator's own once there are draws.
+
+        Burn-in frames count only for windows that have no others yet.
+        """
         prior, error = generator_free_energies(self.rounds, len(self.grid.centers))
-        chain = self.chain_of(MD) if self.rounds else Frames.concatenate(self.chain)
+        chain = Frames.concatenate(self.chain)
+        settled = np.unique(chain.windows[chain.source == MD])
+        chain = chain[(chain.source == MD) | ((chain.source == BURN_IN) & ~np.isin(chain.windows, settled))]
         frames = Frames.concatenate([chain, *(draws.frames for draws in self.rounds)])
         weights = np.concatenate([np.ones(len(chain)), *(effective_weights(draws.frames) for draws in self.rounds)])
         windows, columns = np.unique(frames.windows, return_inverse=True)
@@ -572,12 +434,6 @@ class Campaign:
         shares = np.where(low, 1.0, self.options.outside_share)
         return windows, shares / shares.sum()
 
-    def unreached(self) -> tuple[list[int], list[int]]:
-        """Return windows beside visited ones that were left empty: as too high, and for want of budget."""
-        beside = {n for w in self.walkers for n in self.grid.neighbours(w)}
-        wanted = set(self._frontier())
-        return sorted(beside - set(self.walkers) - wanted), sorted(wanted)
-
     def describe(self, window: int) -> str:
         """Return a window's centre in words."""
         parts = []
@@ -587,5 +443,5 @@ class Campaign:
             )
         return ", ".join(parts)
 
-    def _rng(self) -> np.random.Generator:
+    def rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed.spawn(1)[0])

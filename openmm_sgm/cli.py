@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     from .report import write_report
     from .runfolder import load_state, prepare, save_state, write_results, write_status
     from .sampler import ScoreSampler
-    from .system import load_system
+    from .system_file import load_system
     from .units import InputError
 
     if options.force_evaluations <= 0:

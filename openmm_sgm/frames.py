@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["BURN_IN", "GENERATED", "INJECTED", "MD", "Frames"]
+__all__ = ["BURN_IN", "GENERATED", "INJECTED", "MD", "Frames", "rows_by_window"]
 
 BURN_IN = 0
 """Provenance: molecular dynamics before the window is known to be in equilibrium; for training, not for estimators."""
@@ -110,3 +110,9 @@ class Frames:
         """Read frames written by `save`; nothing in the file is executed."""
         with np.load(path, allow_pickle=False) as archive:
             return Frames(**{field.name: archive[field.name] for field in fields(Frames)})
+
+
+def rows_by_window(windows: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of each window's samples, in their order."""
+    order = np.argsort(windows, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(windows[order])) + 1) if len(windows) else []

@@ -18,8 +18,9 @@ from safetensors.numpy import save as save_tensors
 
 from .diffusion import ScoreModel, encode_density, sample_with_density
 from .executors import run_units
+from .labels import LabelSpace
 from .networks import NetworkOptions, ScoreNetwork
-from .representation import LabelSpace, Representation
+from .representation import Representation
 
 __all__ = ["Generator", "Samples", "generate", "log_densities"]
 

@@ -17,9 +17,11 @@ from openmm import app, unit
 
 from . import __version__
 from .campaign import Walker
+from .explore import unreached
 from .frames import MD, Frames
-from .free_energy import Draws, Method, consistency, generator_free_energies
+from .free_energy import Method, consistency
 from .generator import Generator
+from .importance import Draws, generator_free_energies
 from .inject import Ledger
 from .sampler import ScoreSampler
 from .units import InputError, thermal_energy
@@ -109,7 +111,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     macro, macro_error, overlap = sampler.mbar()
     difference, rmse = consistency(micro, macro, kt, sampler.options.surface_height)
     asked = np.isfinite(campaign.acceptance)
-    too_high, unaffordable = campaign.unreached()
+    too_high, unaffordable = unreached(campaign)
     result = {
         "system": sampler.molecule.name,
         "force_evaluations": {

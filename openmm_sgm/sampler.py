@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 from openmm import app, unit
 
-from .campaign import Campaign, SamplerOptions
+from .campaign import Campaign
 from .cvs import CollectiveVariable
 from .executors import make_executor
+from .explore import explore
 from .frames import INJECTED, MD, Frames
-from .free_energy import Draws, Estimate, Method, Surface, estimate, generator_free_energies, mbar_free_energies
+from .free_energy import Estimate, Method, Surface, estimate
+from .importance import Draws, generator_free_energies
+from .mbar import mbar_free_energies
+from .options import SamplerOptions
 from .system import MolecularSystem, bin_counts
 from .unbiased import LabelDistribution, MoveStatistics, UnbiasedMoves
 from .units import InputError, strip_units
@@ -139,11 +143,14 @@ class ScoreSampler:
         smallest = 4 * o.first_steps
         if budget < smallest:
             raise InputError(f"{budget} force evaluations are too few to begin with: give {smallest} or more")
+        left_to_explore = int(budget * o.explore_share)
         first = campaign.round % o.rounds  # above 0 when an interrupted run goes on
-        if first == 0:
-            campaign.explore(int(budget * o.explore_share))
-            self._note("exploration")
         for k in range(first, o.rounds):
+            before = campaign.cost.total
+            explore(campaign, left_to_explore)
+            left_to_explore -= campaign.cost.total - before
+            if k == 0:
+                self._note("exploration")
             campaign.round += 1
             windows, shares = campaign.active_windows()
             md = len(windows) * (o.md_steps + o.md_steps // o.frame_interval + 1)

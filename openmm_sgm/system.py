@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mdtraj
 import numpy as np
 import openmm
 from openmm import app, unit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .cvs import CV_KINDS, CollectiveVariable, as_cvs
+from .cvs import CollectiveVariable, as_cvs
 from .units import InputError, strip_units
 
-__all__ = ["MolecularSystem", "bin_counts", "check_supported", "load_system"]
+__all__ = ["MolecularSystem", "bin_counts", "check_supported"]
 
 PERIODIC_BINS = 36
 BINS = 40
@@ -323,173 +319,6 @@ def check_supported(topology: app.Topology, system: openmm.System, cvs: Sequence
             )
 
 
-# system.toml
-
-
-class _Cv(BaseModel):
-    """A [[cv]] table. Further keys are arguments of the CV's class, and are refused unless it has them."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str
-    kind: str
-    bins: int | None = Field(default=None, ge=2)
-    min: float | None = None
-    max: float | None = None
-
-
-class _SystemFile(BaseModel):
-    """The whole of system.toml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(min_length=1)
-    topology: str
-    force_field: list[str] | None = Field(default=None, min_length=1)
-    system: str | None = None
-    nonbonded_method: Literal["NoCutoff", "CutoffNonPeriodic"] | None = None
-    nonbonded_cutoff_nm: float | None = Field(default=None, gt=0)
-    constraints: Literal["None", "HBonds", "AllBonds", "HAngles"] | None = None
-    temperature_k: float = Field(gt=0)
-    time_step_fs: float = Field(gt=0)
-    friction_per_ps: float = Field(gt=0)
-    cv: list[_Cv] = Field(min_length=1)
-
-
-_FORCE_FIELD_KEYS = ("nonbonded_method", "nonbonded_cutoff_nm", "constraints")
-
-
-def load_system(folder: Path) -> MolecularSystem:
-    """Return the system described by `folder`/system.toml; its files must lie inside the folder.
-
-    Raises
-    ------
-    InputError
-        one sentence that says what is missing or wrong, with OpenMM's own words where it refuses the molecule.
-    """
-    folder = Path(folder)
-    path = folder / "system.toml"
-    try:
-        with path.open("rb") as stream:
-            table = tomllib.load(stream)
-    except FileNotFoundError:
-        raise InputError(f"{folder} holds no system.toml") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
-    try:
-        options = _SystemFile.model_validate(table)
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].rstrip('.')}" for e in error.errors())
-        raise InputError(f"{path}: {'; '.join(problems)}") from None
-    topology, positions = _read_structure(folder, options.topology)
-    cvs = [_build_cv(folder, table, positions) for table in options.cv]
-    defaults = bin_counts(None, cvs)
-    return MolecularSystem(
-        name=options.name,
-        topology=topology,
-        system=_build_system(folder, options, topology),
-        positions=positions,
-        cvs=as_cvs(cvs),
-        temperature_k=options.temperature_k,
-        time_step_fs=options.time_step_fs,
-        friction_per_ps=options.friction_per_ps,
-        bins=tuple(table.bins or default for table, default in zip(options.cv, defaults, strict=True)),
-    )
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Return the path of file `name` of the folder; refuse one that leads out of it, or that does not exist."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise InputError(f"'{name}' lies outside {folder}: all files of a system must be in its folder")
-    if not path.is_file():
-        raise InputError(f"{folder} holds no file '{name}'")
-    return path
-
-
-def _read_structure(folder: Path, name: str) -> tuple[app.Topology, np.ndarray]:
-    """Return topology and positions (n_atoms, 3) in nm of a .pdb or .cif file."""
-    readers = {".pdb": app.PDBFile, ".cif": app.PDBxFile}
-    path = _inside(folder, name)
-    if path.suffix.lower() not in readers:
-        raise InputError(f"'{name}' must be a {' or '.join(readers)} file")
-    try:
-        structure = readers[path.suffix.lower()](str(path))
-        return structure.topology, structure.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-    except Exception as error:  # the readers raise whatever the first broken field leads to
-        raise InputError(f"'{name}' cannot be read: {_one_line(error)}") from error
-
-
-def _build_system(folder: Path, options: _SystemFile, topology: app.Topology) -> openmm.System:
-    if (options.force_field is None) == (options.system is None):
-        raise InputError("system.toml needs either force_field = [...] or system = 'system.xml'")
-    if options.system is not None:
-        given = [key for key in _FORCE_FIELD_KEYS if getattr(options, key) is not None]
-        if given:
-            raise InputError(f"{', '.join(given)} belong to force_field; '{options.system}' has them already")
-        text = _inside(folder, options.system).read_text()
-        try:
-            system = openmm.XmlSerializer.deserialize(text)
-        except openmm.OpenMMException as error:
-            raise InputError(f"'{options.system}' cannot be read: {_one_line(error)}") from error
-        if not isinstance(system, openmm.System):
-            raise InputError(f"'{options.system}' holds no System but {type(system).__name__}")
-        return system
-    arguments: dict[str, Any] = {
-        "nonbondedMethod": getattr(app, options.nonbonded_method or "NoCutoff"),
-        "constraints": None if options.constraints in (None, "None") else getattr(app, options.constraints),
-    }
-    if options.nonbonded_cutoff_nm is not None:
-        arguments["nonbondedCutoff"] = options.nonbonded_cutoff_nm
-    names = options.force_field or []
-    files = _force_field_files(folder, names)
-    try:
-        return app.ForceField(*files).createSystem(topology, **arguments)
-    except Exception as error:  # ValueError as a rule; a broken XML file raises anything
-        raise InputError(f"{' + '.join(names)} does not fit '{options.topology}': {_one_line(error)}") from error
-
-
-def _force_field_files(folder: Path, names: list[str]) -> list[str]:
-    """Return paths of the folder's own files, and names of OpenMM's as they are."""
-    files = []
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts or (folder / name).is_file():
-            files.append(str(_inside(folder, name)))
-        else:
-            files.append(name)
-    return files
-
-
-def _build_cv(folder: Path, table: _Cv, positions: np.ndarray) -> CollectiveVariable:
-    """Return the CV of a [[cv]] table; a `reference` is a structure file, by default the starting positions."""
-    if table.kind not in CV_KINDS:
-        raise InputError(f"CV '{table.name}': kind must be one of {', '.join(CV_KINDS)}, got '{table.kind}'")
-    kind = CV_KINDS[table.kind]
-    parameters = inspect.signature(kind).parameters
-    arguments: dict[str, Any] = dict(table.model_extra or {})
-    for key in arguments:
-        if key not in parameters or key in ("minimum", "maximum"):
-            known = [p for p in parameters if p not in ("name", "minimum", "maximum")]
-            raise InputError(
-                f"CV '{table.name}': a {table.kind} takes no '{key}', only {', '.join([*known, 'bins', 'min', 'max'])}"
-            )
-    for key, value in (("minimum", table.min), ("maximum", table.max)):
-        if value is None:
-            continue
-        if key not in parameters:
-            raise InputError(f"CV '{table.name}' is periodic and always covers its period: give no min or max")
-        arguments[key] = value
-    if "reference" in parameters:
-        file = arguments.get("reference")
-        if file is not None and not isinstance(file, str):
-            raise InputError(f"CV '{table.name}': reference must be the name of a structure file")
-        arguments["reference"] = positions if file is None else _read_structure(folder, file)[1]
-    missing = [p for p, v in parameters.items() if v.default is v.empty and p != "name" and p not in arguments]
-    if missing:
-        raise InputError(f"CV '{table.name}': a {table.kind} needs {', '.join(missing)}")
-    return kind(table.name, **arguments)
-
-
 # Small readers of OpenMM objects
 
 
@@ -576,7 +405,3 @@ def _set_default_parameters(force: openmm.Force, values: dict[str, float]) -> No
     if isinstance(force, openmm.CustomCVForce):
         for k in range(force.getNumCollectiveVariables()):
             _set_default_parameters(force.getCollectiveVariable(k), values)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

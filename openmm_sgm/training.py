@@ -13,11 +13,12 @@ from .diffusion import SIGMA_MAX, SIGMA_MIN, ScoreModel, training_loss
 from .frames import Frames
 from .generator import Generator
 from .networks import NetworkOptions, ScoreNetwork
-from .representation import Representation, ZMatrix, fit_representation
+from .representation import Representation, fit_representation
 from .symmetry import permuted
 from .system import MolecularSystem
 from .units import thermal_energy
 from .windows import WindowGrid
+from .zmatrix import ZMatrix
 
 __all__ = ["TrainingOptions", "TrainingResult", "TrainingSet", "build_training_set", "train"]
 
@@ -39,7 +40,7 @@ class TrainingOptions:
     """
 
     steps: int = 2000
-    batch_size: int = 512
+    batch_size: int = 256
     learning_rate: float = 2e-3
     ema: float = 0.995
     hold_out: float = 0.1

@@ -11,8 +11,8 @@ import openmm
 import torch
 from openmm import unit
 
-from .free_energy import effective_sample_size
 from .generator import Generator
+from .importance import effective_sample_size
 from .inject import Chirality, impossible, log_importance
 from .system import MolecularSystem
 from .units import thermal_energy

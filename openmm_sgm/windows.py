@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from .cvs import CollectiveVariable
-from .representation import LabelSpace
+from .labels import LabelSpace
 from .units import thermal_energy
 
 __all__ = ["WindowGrid"]

@@ -8,7 +8,8 @@ import numpy as np
 import openmm
 import pytest
 
-from openmm_sgm.system import MolecularSystem, load_system
+from openmm_sgm.system import MolecularSystem
+from openmm_sgm.system_file import load_system
 
 REPOSITORY = Path(__file__).parents[1]
 

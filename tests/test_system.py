@@ -15,7 +15,8 @@ from conftest import REPOSITORY, energy, forces, reference_context
 from openmm import app, unit
 
 from openmm_sgm.cvs import RMSD, CustomCV, Distance, Torsion
-from openmm_sgm.system import MolecularSystem, check_supported, load_system
+from openmm_sgm.system import MolecularSystem, check_supported
+from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError
 
 PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)

@@ -1,0 +1,173 @@
+"""MBAR over umbrella windows: by pymbar for chains, and with a weight for each sample, which pymbar does not know."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import scipy.sparse.csgraph
+
+from .frames import Frames, rows_by_window
+from .windows import WindowGrid
+
+__all__ = [
+    "bias_terms",
+    "mbar_free_energies",
+    "newton_system",
+    "statistical_inefficiencies",
+    "weighted_mbar",
+    "window_shares",
+]
+
+BIAS_CUTOFF = 40.0
+"""Reduced bias (kT) above which a sample says nothing of a window: exp(−40) is below double rounding of a sum."""
+OVERLAP_THRESHOLD = 0.03
+"""Two windows are connected when this share of one's samples could be the other's (Klimovich et al. 2015, sec. 4.2)."""
+
+
+@cache
+def _pymbar() -> Any:
+    """Return pymbar, imported when it is first needed and without the banners that it logs on import."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        import pymbar
+    finally:
+        logging.disable(before)
+    return pymbar
+
+
+def statistical_inefficiencies(chain: Frames, grid: WindowGrid) -> np.ndarray:
+    """Return g ≥ 1 per window of the grid (Chodera et al. 2007, equation 20): the largest over CVs and the energy."""
+    result = np.ones(len(grid.centers))
+    for rows in rows_by_window(chain.windows):
+        if len(rows) < 4:
+            continue
+        offsets = grid.difference(chain.cvs[rows], chain.labels[rows])
+        series = [*offsets.T, chain.energies[rows]]
+        usable = [s for s in series if np.ptp(s) > 0]
+        if usable:
+            result[chain.windows[rows[0]]] = max(_pymbar().timeseries.statistical_inefficiency(s) for s in usable)
+    return result
+
+
+def mbar_free_energies(
+    chain: Frames, grid: WindowGrid, guess: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return free energies and standard errors (kT, shape (n_windows,)) and the overlap matrix of the sampled windows.
+
+    Shirts & Chodera 2008, by pymbar, on samples decorrelated window by window. Windows that do not overlap with the
+    largest connected set get NaN. The standard errors are of the difference to the mean of all.
+
+    Parameters
+    ----------
+    guess : free energies to start from, kT, NaN where unknown; a good one saves most of the time
+    """
+    g = statistical_inefficiencies(chain, grid)
+    keep = [rows[:: max(1, round(g[chain.windows[rows[0]]]))] for rows in rows_by_window(chain.windows)]
+    windows = np.array([chain.windows[rows[0]] for rows in keep])
+    counts = np.array([len(rows) for rows in keep])
+    samples = np.concatenate(keep)
+    reduced = grid.reduced_bias(chain.cvs[samples][None], grid.centers[windows][:, None])
+    terms = scipy.sparse.csr_matrix(np.where(reduced < BIAS_CUTOFF, np.exp(-reduced), 0.0).T)
+    start = np.zeros(len(windows)) if guess is None else np.nan_to_num(guess[windows], nan=np.nanmean(guess))
+    rough = weighted_mbar(terms, np.ones(len(samples)), counts.astype(float), start)
+    linked = _connected(terms, rough, counts.astype(float), np.ones(len(samples)))
+    columns = np.flatnonzero(linked)
+    rows = np.flatnonzero(np.repeat(linked, counts))
+    mbar = _pymbar().MBAR(
+        reduced[np.ix_(columns, rows)],
+        counts[columns],
+        initial_f_k=rough[columns] - rough[columns][0],
+        solver_protocol="robust",
+    )
+    f, error = np.full((2, len(grid.centers)), np.nan)
+    overlap = np.zeros((len(windows), len(windows)))
+    overlap[np.ix_(columns, columns)] = mbar.compute_overlap()["matrix"]
+    f[windows[columns]] = mbar.f_k - np.mean(mbar.f_k)
+    theta = mbar.compute_free_energy_differences(compute_uncertainty=True)["dDelta_f"] ** 2
+    # Var(f_k − mean f) from the variances of all differences
+    error[windows[columns]] = np.sqrt(np.maximum(theta.mean(axis=1) - theta.mean() / 2, 0.0))
+    return f, error, overlap
+
+
+def weighted_mbar(
+    terms: scipy.sparse.csr_matrix,
+    weights: np.ndarray,
+    sizes: np.ndarray,
+    start: np.ndarray | None = None,
+    prior: np.ndarray | None = None,
+    prior_error: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return MBAR free energies (kT, shape (K,), mean 0) of weighted samples, held by known free energies if given.
+
+    Maximises Σ_k N_k f_k − Σ_i ω_i log Σ_k N_k exp(f_k − b_ik) (Shirts & Chodera 2008, equation C1, with a weight for
+    each sample; pymbar knows none) − Σ_k (f_k − m_k − a)²/2s_k², the constant a free. The function is concave; Newton
+    steps are taken, none longer than 3 kT, until the last is below 1e-7 kT.
+
+    Parameters
+    ----------
+    terms : sparse, shape (n, K), exp(−b_ik); weights : shape (n,)
+    sizes : shape (K,), Σ of the weights of each window's own samples, all above zero
+    prior, prior_error : shape (K,), m and s; NaN where there is none
+    """
+    f = np.zeros(len(sizes)) if start is None else start - np.mean(start)
+    for _ in range(500):
+        gradient, hessian = newton_system(terms, weights, sizes, f, prior, prior_error)
+        step = np.linalg.lstsq(hessian, gradient, rcond=1e-12)[0]
+        step -= step.mean()
+        step *= min(1.0, 3.0 / max(np.abs(step).max(), 1e-300))
+        f = f + step
+        if np.abs(step).max() < 1e-7:
+            break
+    return f
+
+
+def newton_system(
+    terms: scipy.sparse.csr_matrix,
+    weights: np.ndarray,
+    sizes: np.ndarray,
+    f: np.ndarray,
+    prior: np.ndarray | None,
+    prior_error: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradient of the objective and minus its Hessian at f."""
+    shares = window_shares(terms, sizes, f)
+    weighted = shares.multiply(weights[:, None]).tocsr()
+    column_sums = np.asarray(weighted.sum(axis=0)).ravel()
+    gradient = sizes - column_sums
+    hessian = np.diag(column_sums) - (weighted.T @ shares).toarray()
+    if prior is not None and prior_error is not None:
+        precision = np.where(np.isfinite(prior), 1 / np.where(np.isfinite(prior), prior_error, 1.0) ** 2, 0.0)
+        residual = f - np.nan_to_num(prior)
+        constant = (precision * residual).sum() / precision.sum()
+        gradient = gradient - precision * (residual - constant)
+        hessian = hessian + np.diag(precision) - np.outer(precision, precision) / precision.sum()
+    return gradient, hessian
+
+
+def window_shares(terms: scipy.sparse.csr_matrix, sizes: np.ndarray, f: np.ndarray) -> scipy.sparse.csr_matrix:
+    """Return N_k exp(f_k − b_ik) / Σ_l N_l exp(f_l − b_il), rows of sum one."""
+    scaled = terms.multiply((sizes * np.exp(f - f.max()))[None, :]).tocsr()
+    return scaled.multiply(1 / np.asarray(scaled.sum(axis=1))).tocsr()
+
+
+def bias_terms(cvs: np.ndarray, grid: WindowGrid, windows: np.ndarray) -> scipy.sparse.csr_matrix:
+    """Return exp(−b_ik), shape (n, K), without those below the cutoff."""
+    blocks = []
+    for start in range(0, len(cvs), 4096):
+        reduced = grid.reduced_bias(cvs[start : start + 4096, None], grid.centers[windows])
+        blocks.append(scipy.sparse.csr_matrix(np.where(reduced < BIAS_CUTOFF, np.exp(-reduced), 0.0)))
+    return scipy.sparse.vstack(blocks).tocsr()
+
+
+def _connected(terms: scipy.sparse.csr_matrix, f: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return which windows belong to the largest set (by samples) that overlaps throughout; bool, shape (K,)."""
+    shares = window_shares(terms, sizes, f)
+    overlap = (shares.T @ shares.multiply(weights[:, None])).toarray() / sizes
+    _, label = scipy.sparse.csgraph.connected_components(overlap + overlap.T > 2 * OVERLAP_THRESHOLD, directed=False)
+    largest = np.argmax(np.bincount(label, sizes))
+    return np.asarray(label == largest)

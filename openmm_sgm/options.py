@@ -1,0 +1,54 @@
+"""What a user can choose about a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .networks import NetworkOptions
+from .training import TrainingOptions
+
+__all__ = ["SamplerOptions"]
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """How to run; every height is in kJ/mol above the lowest window.
+
+    Attributes
+    ----------
+    explore_height : neighbours of windows below it are visited
+    surface_height : the part of the surface whose error counts
+    outside_share : windows between `surface_height` and `explore_height` connect the others: they are generated for
+        this much less
+    target_error : kJ/mol; the run ends when the surface's RMS standard error is below it (None: at the budget)
+    first_steps, pull_steps, equilibration_steps, exploration_steps : MD of a window's first visit
+    md_steps : MD in each window and round, after the injection
+    frame_interval : steps between stored frames
+    exploration_training_steps : of a training during the exploration
+    explore_share : largest share of the budget for exploration
+    rounds : of training, generation, injection and simulation; each generates twice as much as the one before
+    trial : configurations drawn to see whether the generator can be trusted with a new window
+    trial_ess : effective number of them from which it is
+    ode_steps : Runge–Kutta steps at first; refined until the measured error of log q is below `density_error`
+    density_error : kT
+    """
+
+    explore_height: float = 40.0
+    surface_height: float = 25.0
+    outside_share: float = 0.3
+    target_error: float | None = None
+    first_steps: int = 500
+    pull_steps: int = 100
+    equilibration_steps: int = 100
+    exploration_steps: int = 200
+    md_steps: int = 100
+    frame_interval: int = 20
+    exploration_training_steps: int = 600
+    explore_share: float = 0.5
+    rounds: int = 3
+    trial: int = 16
+    trial_ess: float = 2.0
+    ode_steps: int = 8
+    density_error: float = 0.02
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
