@@ -31,6 +31,13 @@ from .zmatrix import ZMatrix, build_z_matrix
 
 __all__ = ["Campaign", "Cost", "Walker"]
 
+MOST_INJECTED = 100
+"""States of a window's chain that are kept of one round's Metropolis tests; more are thinned."""
+DENSITY_FRAMES = 256
+MOST_ODE_STEPS = 64
+TRAINING_THREADS = 2
+"""The matrices are small: a second thread saves a third of the time, more save nothing (measured)."""
+
 
 @dataclass
 class Walker:
@@ -232,7 +239,7 @@ class Campaign:
         )
         ode_steps = self.generator.steps if self.generator else self.options.ode_steps
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a second one gains a third at best, and waits for whoever else is busy
+        torch.set_num_threads(min(self.chunks, TRAINING_THREADS))  # the workers have nothing to do now
         try:
             result = train(
                 data,
@@ -266,11 +273,16 @@ class Campaign:
         return Frames.concatenate([*own, *generated]), np.concatenate(weights)
 
     def refine_ode_steps(self) -> None:
-        """Take more integration steps until halving them moves log q by less than allowed, and remember the error."""
+        """Take more integration steps until doubling them moves log q by less than allowed, and remember the error.
+
+        The error is the spread of the change of log q over `DENSITY_FRAMES` late frames of the active windows; it
+        falls with the fourth power of the steps, which tells how many to take.
+        """
         assert self.generator is not None
         started = time.perf_counter()
-        frames = self.chain[-1]
-        rows = self.rng().permutation(len(frames))[:256]
+        frames = Frames.concatenate(self.chain)
+        usable = np.flatnonzero(np.isin(frames.windows, self.active_windows()[0]))
+        rows = self.rng().permutation(usable[-8 * DENSITY_FRAMES :])[:DENSITY_FRAMES]
         positions, labels = frames.positions[rows], frames.labels[rows]
 
         def density(steps: int) -> np.ndarray:
@@ -283,9 +295,10 @@ class Campaign:
             finer = density(2 * steps)
             both = np.isfinite(values) & np.isfinite(finer)
             self.density_error = float(np.std((values - finer)[both]))
-            if self.density_error <= self.options.density_error or steps >= 64:
+            if not self.density_error > self.options.density_error or steps >= MOST_ODE_STEPS:
                 break
-            steps = int(np.ceil(1.3 * steps))
+            needed = steps * (self.density_error / self.options.density_error) ** 0.25
+            steps = min(MOST_ODE_STEPS, max(steps + 1, int(np.ceil(needed))))
             values = density(steps)
         self.generator = self.generator.with_steps(steps)
         self.cost.generate_seconds += time.perf_counter() - started
@@ -315,7 +328,7 @@ class Campaign:
             self.acceptance[window] = accepted.mean()
             self.ess[window] = effective_sample_size(proposals)
             stays = row_of[ends[k] - counts[k] + state[state >= 0]]
-            injected.append(stays[:: max(1, len(stays) // 30)])
+            injected.append(stays[:: -(-len(stays) // MOST_INJECTED) or 1])
             if len(stays):
                 self.walkers[window] = Walker(
                     frames.positions[stays[-1]],

@@ -41,9 +41,9 @@ class SamplerOptions:
     pull_steps: int = 100
     equilibration_steps: int = 100
     exploration_steps: int = 200
-    md_steps: int = 100
+    md_steps: int = 60
     frame_interval: int = 20
-    exploration_training_steps: int = 600
+    exploration_training_steps: int = 400
     explore_share: float = 0.5
     rounds: int = 3
     trial: int = 16

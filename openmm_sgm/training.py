@@ -39,8 +39,8 @@ class TrainingOptions:
     rows : size of the training set drawn from the frames
     """
 
-    steps: int = 2000
-    batch_size: int = 256
+    steps: int = 1500
+    batch_size: int = 384
     learning_rate: float = 2e-3
     ema: float = 0.995
     hold_out: float = 0.1
