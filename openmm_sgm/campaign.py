@@ -427,7 +427,7 @@ class Campaign:
         windows, columns = np.unique(frames.windows, return_inverse=True)
         sizes = np.bincount(columns, weights)
         start = np.nan_to_num(self.free_energies[windows], nan=0.0)
-        held = (prior[windows], error[windows]) if self.rounds else (None, None)
+        held = (prior[windows], error[windows]) if np.isfinite(prior[windows]).any() else (None, None)
         f = weighted_mbar(bias_terms(frames.cvs, self.grid, windows), weights, sizes, start, *held)
         self.free_energies = np.full(len(self.grid.centers), np.nan)
         self.free_energies[windows] = f

@@ -31,6 +31,8 @@ from .windows import WindowGrid
 
 __all__ = ["Estimate", "Method", "Surface", "consistency", "estimate"]
 
+BLOCK, LEAST_BLOCKS = 4.0, 8
+"""Length of a bootstrap block in statistical inefficiencies; shorter ones where a chain would have fewer than eight."""
 Method: TypeAlias = Literal["combined", "mbar", "generator"]
 
 
@@ -105,7 +107,7 @@ def estimate(
     """Estimate window free energies and the surface, with bootstrap errors.
 
     The bins' probabilities are p(bin) ∝ Σ_{i in bin} ω_i / Σ_k N_k exp(f_k − b_k(ξ_i)). Chains are resampled in blocks
-    of two statistical inefficiencies, draws one by one, and each replica's free energies follow by one Newton step
+    of four statistical inefficiencies, draws one by one, and each replica's free energies follow by one Newton step
     from the solution. Errors are of F − (its mean over the bins below 25 kJ/mol), so that the surface's arbitrary
     constant is no part of them.
 
@@ -113,7 +115,13 @@ def estimate(
     ----------
     chain : the windows' equilibrium chains, or None for method "generator"
     rounds : draws, or nothing for method "mbar"
-    mbar : free energies by `mbar_free_energies`, kT, shape (n_windows,); for method "mbar" they are taken as they are
+    mbar : free energies by `mbar_free_energies`, kT, shape (n_windows,), for method "mbar": windows that it gives none
+        are left out, and MBAR starts from the others for the whole chain, each sample weighing 1 / g
+
+    Raises
+    ------
+    ValueError
+        where method "mbar" is not given `mbar`, or no window has a single effective draw for the other two.
     """
     pool = _pool(chain, rounds, grid, n_bootstrap, rng)
     prior, prior_error = generator_free_energies(rounds, len(grid.centers))
@@ -121,8 +129,10 @@ def estimate(
         if mbar is None:
             raise ValueError("method 'mbar' needs the free energies of mbar_free_energies")
         pool = pool.of_windows(np.isfinite(mbar))
-        f = mbar[pool.windows]
+        f = weighted_mbar(pool.terms, pool.weights, pool.sizes, mbar[pool.windows])
         f_replicas = _one_step(pool, f, None, None, None)
+    elif not np.isfinite(prior).any():
+        raise ValueError("no window has enough effective draws for a free energy of its own")
     else:
         replicas = resampled_free_energies(rounds, pool.draw_counts, len(grid.centers))
         if method == "generator":
@@ -211,10 +221,10 @@ def _pool(
 
 
 def _block_counts(windows: np.ndarray, g: np.ndarray, n_bootstrap: int, rng: np.random.Generator) -> np.ndarray:
-    """Return how often each chain sample is taken, shape (n, B), when blocks of two inefficiencies are resampled."""
+    """Return how often each chain sample is taken, shape (n, B), when whole blocks are resampled."""
     counts = np.ones((len(windows), n_bootstrap))
     for rows in rows_by_window(windows):
-        length = int(np.ceil(2 * g[windows[rows[0]]]))
+        length = int(np.ceil(min(BLOCK * g[windows[rows[0]]], max(1, len(rows) / LEAST_BLOCKS))))
         block = np.arange(len(rows)) // length
         n_blocks = block[-1] + 1
         if n_blocks > 1:
@@ -301,9 +311,9 @@ def consistency(generator: np.ndarray, mbar: np.ndarray, kt: float, height: floa
     The two are aligned by their mean difference over those windows. NaN where either is missing.
     """
     difference = kt * (generator - mbar)
-    low = np.isfinite(difference) & (kt * (generator - np.nanmin(generator)) < height)
-    if not low.any():
+    if not np.isfinite(difference).any():
         return difference, float("nan")
+    low = np.isfinite(difference) & (kt * (generator - np.nanmin(generator)) < height)
     difference = difference - difference[low].mean()
     return difference, float(np.sqrt(np.mean(difference[low] ** 2)))
 

@@ -98,8 +98,8 @@ class Generator:
         out = []
         for rows in torch.arange(len(x)).split(BATCH):
             z, log_volume = self.representation.encode(x[rows], c[rows])
-            features = self.network_features(c[rows])
-            log_q = encode_density(self.model, z.float(), features, torch.arange(len(rows)), self.steps)
+            used, index = torch.unique(c[rows], dim=0, return_inverse=True)
+            log_q = encode_density(self.model, z.float(), self.network_features(used), index, self.steps)
             out.append(log_q - log_volume)
         return torch.cat(out).numpy() if out else np.zeros(0)
 

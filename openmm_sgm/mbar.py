@@ -17,6 +17,7 @@ __all__ = [
     "bias_terms",
     "mbar_free_energies",
     "newton_system",
+    "overlap_matrix",
     "statistical_inefficiencies",
     "weighted_mbar",
     "window_shares",
@@ -73,9 +74,11 @@ def mbar_free_energies(
     samples = np.concatenate(keep)
     reduced = grid.reduced_bias(chain.cvs[samples][None], grid.centers[windows][:, None])
     terms = scipy.sparse.csr_matrix(np.where(reduced < BIAS_CUTOFF, np.exp(-reduced), 0.0).T)
-    start = np.zeros(len(windows)) if guess is None else np.nan_to_num(guess[windows], nan=np.nanmean(guess))
+    known = np.zeros(1) if guess is None or not np.isfinite(guess).any() else guess[np.isfinite(guess)]
+    start = np.full(len(windows), known.mean()) if guess is None else np.nan_to_num(guess[windows], nan=known.mean())
     rough = weighted_mbar(terms, np.ones(len(samples)), counts.astype(float), start)
-    linked = _connected(terms, rough, counts.astype(float), np.ones(len(samples)))
+    overlap = overlap_matrix(terms, rough, counts.astype(float))
+    linked = _largest_connected(overlap, counts)
     columns = np.flatnonzero(linked)
     rows = np.flatnonzero(np.repeat(linked, counts))
     mbar = _pymbar().MBAR(
@@ -85,8 +88,6 @@ def mbar_free_energies(
         solver_protocol="robust",
     )
     f, error = np.full((2, len(grid.centers)), np.nan)
-    overlap = np.zeros((len(windows), len(windows)))
-    overlap[np.ix_(columns, columns)] = mbar.compute_overlap()["matrix"]
     f[windows[columns]] = mbar.f_k - np.mean(mbar.f_k)
     theta = mbar.compute_free_energy_differences(compute_uncertainty=True)["dDelta_f"] ** 2
     # Var(f_k − mean f) from the variances of all differences
@@ -164,10 +165,17 @@ def bias_terms(cvs: np.ndarray, grid: WindowGrid, windows: np.ndarray) -> scipy.
     return scipy.sparse.vstack(blocks).tocsr()
 
 
-def _connected(terms: scipy.sparse.csr_matrix, f: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return which windows belong to the largest set (by samples) that overlaps throughout; bool, shape (K,)."""
+def overlap_matrix(terms: scipy.sparse.csr_matrix, f: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return O, shape (K, K), rows of sum one: how far the samples of one window could be another's.
+
+    O_kl = N_l ∫ p_k p_l / Σ_m N_m p_m, estimated over all samples (Klimovich et al. 2015, equation 17).
+    """
     shares = window_shares(terms, sizes, f)
-    overlap = (shares.T @ shares.multiply(weights[:, None])).toarray() / sizes
-    _, label = scipy.sparse.csgraph.connected_components(overlap + overlap.T > 2 * OVERLAP_THRESHOLD, directed=False)
-    largest = np.argmax(np.bincount(label, sizes))
-    return np.asarray(label == largest)
+    return np.asarray((shares.T @ shares).toarray() / sizes[:, None])
+
+
+def _largest_connected(overlap: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return which windows belong to the largest set (by samples) that overlaps throughout; bool, shape (K,)."""
+    linked = overlap + overlap.T > 2 * OVERLAP_THRESHOLD
+    _, label = scipy.sparse.csgraph.connected_components(linked, directed=False)
+    return np.asarray(label == np.argmax(np.bincount(label, sizes)))

@@ -105,7 +105,7 @@ class ScoreNetwork(nn.Module):
             p = self.input.weight @ out
             a1p, a2p, a2b1 = a1 @ p, a2 @ p, a2 @ b1
             tangents = self.rotor_input.reshape(-1, self.options.width)
-            shape = (self.n_rotors, 2 * ROTOR_HARMONICS, -1)
+            shape = (self.n_rotors, 2 * ROTOR_HARMONICS, self.options.hidden)
             return TraceOperators(
                 constant=torch.trace(p),
                 first=(a1p * b1.T).sum(1),

@@ -1,0 +1,125 @@
+"""Surfaces and their errors, by each of the three estimators, against a harmonic well's closed form."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import EDGES, EXACT, GRID, KT, STIFFNESS, chain, draws, exact_surface
+
+from openmm_sgm.free_energy import Estimate, Method, Surface, consistency, estimate
+from openmm_sgm.mbar import mbar_free_energies
+
+METHODS: tuple[Method, ...] = ("combined", "mbar", "generator")
+
+
+def estimated(method: Method, seed: int, n: int = 300, bias_scale: float = 1.0, memory: float = 0.5) -> Estimate:
+    """Return an estimate from fresh samples."""
+    rng = np.random.default_rng(seed)
+    samples = chain(n, rng, memory)
+    rounds = [draws(n // 2, rng, bias_scale=bias_scale), draws(n, rng, stretch=1.5, bias_scale=bias_scale)]
+    return estimate(
+        None if method == "generator" else samples,
+        [] if method == "mbar" else rounds,
+        GRID,
+        EDGES,
+        ["x"],
+        [""],
+        method=method,
+        mbar=mbar_free_energies(samples, GRID)[0] if method == "mbar" else None,
+        n_bootstrap=40,
+        rng=rng,
+    )
+
+
+def aligned(values: np.ndarray) -> np.ndarray:
+    return values - values.mean()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_surface_and_windows_match_the_closed_form(method: Method) -> None:
+    result = estimated(method, seed=1)
+    surface = result.surface
+    assert np.isfinite(surface.free_energy).all()
+    assert surface.free_energy.min() == 0
+    z = (aligned(surface.free_energy) - aligned(exact_surface())) / surface.std_error
+    assert np.abs(z).max() < 4
+    z = (aligned(result.free_energies) - aligned(EXACT)) / result.std_errors
+    assert np.abs(z).max() < 4
+    assert np.logaddexp.reduce(result.log_weights) == pytest.approx(0, abs=1e-9)
+    x = result.frames.cvs[:, 0]
+    variance = (np.exp(result.log_weights) * x**2).sum()
+    assert variance == pytest.approx(KT / STIFFNESS, rel=0.25)  # the weights are those of the unbiased well
+
+
+@pytest.mark.parametrize("method", ["combined", "generator"])
+def test_wrong_densities_are_noticed(method: Method) -> None:
+    """Broken on purpose: weights as of a softer umbrella shift the surface by many standard errors."""
+    surface = estimated(method, seed=2, n=6000, bias_scale=0.8).surface
+    z = (aligned(surface.free_energy) - aligned(exact_surface())) / surface.std_error
+    assert np.abs(z).max() > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_reported_errors_are_those_of_repetition(method: Method) -> None:
+    """The spread over 40 independent repetitions, chains with a correlation of 0.8 included, within a third."""
+    results = [estimated(method, seed=100 + k, n=400, memory=0.8).surface for k in range(40)]
+    values = np.array([surface.free_energy for surface in results])
+    values, errors = (v[:, np.isfinite(values).all(axis=0)] for v in (values, np.array([s.std_error for s in results])))
+    assert values.shape[1] >= 9
+    spread, reported = (values - values.mean(axis=1, keepdims=True)).std(axis=0, ddof=1), errors.mean(axis=0)
+    ratio = np.sqrt(np.mean(spread**2) / np.mean(reported**2))
+    assert 0.7 < ratio < 1.4
+
+
+def test_combination_is_at_least_as_good_as_its_parts() -> None:
+    errors = {}
+    for method in METHODS:
+        values = [aligned(estimated(method, seed=200 + k, n=100).surface.free_energy) for k in range(12)]
+        errors[method] = np.sqrt(np.mean((np.array(values) - aligned(exact_surface())) ** 2))
+    assert errors["combined"] < 1.1 * min(errors["mbar"], errors["generator"])
+
+
+def test_unsampled_bins_are_empty(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    edges = (np.linspace(-4, 4, 41),)
+    result = estimate(
+        chain(200, rng), [draws(200, rng)], GRID, edges, ["x"], [""], method="combined", rng=rng, n_bootstrap=20
+    )
+    surface = result.surface
+    far = np.abs(surface.centers[0]) > 2.5
+    assert np.isnan(surface.free_energy[far]).all()
+    np.testing.assert_array_equal(np.isnan(surface.free_energy), np.isnan(surface.std_error))
+    surface.write_csv(tmp_path / "surface.csv")
+    rows = list(csv.DictReader((tmp_path / "surface.csv").open(newline="")))
+    assert len(rows) == 40
+    assert list(rows[0]) == ["x", "free_energy_kj_mol", "std_error_kj_mol"]
+    empty = np.array([row["free_energy_kj_mol"] == "" for row in rows])
+    np.testing.assert_array_equal(empty, np.isnan(surface.free_energy))
+    np.testing.assert_array_equal(empty, [row["std_error_kj_mol"] == "" for row in rows])
+    assert min(float(row["free_energy_kj_mol"]) for row in rows if row["free_energy_kj_mol"]) == 0
+
+
+def test_method_mbar_needs_its_free_energies() -> None:
+    rng = np.random.default_rng(4)
+    with pytest.raises(ValueError, match="mbar_free_energies"):
+        estimate(chain(10, rng), [], GRID, EDGES, ["x"], [""], method="mbar", rng=rng)
+
+
+def test_consistency_is_the_aligned_difference_below_a_height() -> None:
+    micro = np.array([0.0, 1.0, 2.0, 30.0, np.nan])
+    macro = np.array([5.0, 6.3, 6.7, 99.0, 1.0])
+    difference, rmse = consistency(micro, macro, kt=1.0, height=25.0)
+    np.testing.assert_allclose(difference[:3], [0.0, -0.3, 0.3], atol=1e-12)
+    assert rmse == pytest.approx(np.sqrt(0.06))
+    assert np.isnan(difference[4])
+    assert np.isnan(consistency(np.full(3, np.nan), np.zeros(3), 1.0)[1])
+
+
+def test_error_below_a_height() -> None:
+    surface = Surface(np.array([0.0, 10.0, 40.0, np.nan]), np.array([1.0, 2.0, 9.0, np.nan]), (), (), ())
+    assert surface.error_below(25) == pytest.approx(np.sqrt(2.5))
+    assert np.isnan(surface.error_below(-1))
