@@ -51,9 +51,12 @@ class Frames:
     source: np.ndarray
 
     def __post_init__(self) -> None:
+        for name, wanted in (("positions", "(n, n_atoms, 3)"), ("cvs", "(n, n_cvs)")):
+            if np.ndim(getattr(self, name)) != wanted.count(",") + 1:
+                raise ValueError(f"Frames.{name} must have shape {wanted}, got {np.shape(getattr(self, name))}")
         n, atoms = np.shape(self.positions)[:2]
         dimension = np.shape(self.cvs)[-1]
-        expected = {
+        expected: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "positions": ((n, atoms, 3), np.float64),
             "forces": ((n, atoms, 3), np.float64),
             "energies": ((n,), np.float64),
@@ -64,12 +67,18 @@ class Frames:
             "source": ((n,), np.int8),
         }
         for name, (shape, dtype) in expected.items():
-            array = np.ascontiguousarray(getattr(self, name), dtype=dtype)
-            if array.shape != shape:
-                raise ValueError(f"Frames.{name} must have shape {shape}, got {array.shape}")
-            bad = np.isnan(array) | np.isposinf(array) if name == "log_weights" else ~np.isfinite(array)
+            given = np.asarray(getattr(self, name))
+            if given.dtype.kind not in "biuf":
+                raise ValueError(f"Frames.{name} must hold real numbers, got {given.dtype}")
+            if given.shape != shape:
+                raise ValueError(f"Frames.{name} must have shape {shape}, got {given.shape}")
+            bad = np.isnan(given) | np.isposinf(given) if name == "log_weights" else ~np.isfinite(given)
             if bad.any():
                 raise ValueError(f"Frames.{name} holds {int(bad.sum())} values that are not finite")
+            with np.errstate(invalid="ignore"):
+                array = np.ascontiguousarray(given, dtype=dtype)
+            if np.issubdtype(dtype, np.integer) and not np.array_equal(array, given):
+                raise ValueError(f"Frames.{name} must hold whole numbers that fit {np.dtype(dtype)}")
             object.__setattr__(self, name, array)
 
     def __len__(self) -> int:

@@ -30,11 +30,12 @@ class LabelSpace:
 
     def difference(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return a − b, shape (n, d), wrapped into [−period/2, period/2) for periodic CVs."""
-        delta = a - b
-        columns = [
-            delta[:, k] if period is None else torch.remainder(delta[:, k] + period / 2, period) - period / 2
-            for k, period in enumerate(self.periods)
-        ]
+        columns = []
+        for column, period in zip((a - b).T, self.periods, strict=True):
+            if period is not None:
+                column = torch.remainder(column + period / 2, period) - period / 2
+                column = torch.where(column >= period / 2, -period / 2, column)  # rounding reaches the open end
+            columns.append(column)
         return torch.stack(columns, dim=1)
 
     def features(self, labels: torch.Tensor, order: int = LABEL_ORDER) -> torch.Tensor:

@@ -13,6 +13,9 @@ from .units import InputError
 
 __all__ = ["ZMatrix", "body_frame", "build_z_matrix", "internal_coordinates", "place_atoms"]
 
+HEAVY = 1.5
+"""amu; atoms below are hydrogens."""
+
 
 @dataclass(frozen=True)
 class ZMatrix:
@@ -60,11 +63,12 @@ def build_z_matrix(
             neighbours[int(j)].append(int(i))
     if len(real) < 3:
         raise InputError("the molecule needs at least three atoms with mass")
-    heavy_terminal = [a for a in real if sum(masses[b] > 1.5 for b in neighbours[a]) <= 1 and masses[a] > 1.5]
-    roots = heavy_terminal or [a for a in real if masses[a] > 1.5] or real
-    candidates = [_place_from(root, neighbours, masses, torsion_cvs) for root in roots]
-    if len(candidates[0][0]) < len(real):
+    if len(_bonded_piece(real[0], neighbours)) < len(real):
         raise InputError("the molecule is in several pieces; one bonded molecule is supported")
+    # Terminal heavy atoms first: of roots that make equally many CV torsions coordinates the first is taken.
+    heavy = [a for a in real if masses[a] > HEAVY]
+    roots = dict.fromkeys([a for a in heavy if sum(b in heavy for b in neighbours[a]) <= 1] + heavy + real)
+    candidates = [_place_from(root, neighbours, masses, torsion_cvs) for root in roots]
     order, references, cv_torsions = max(candidates, key=lambda c: sum(k >= 0 for k in c[2]))
     lengths = {frozenset((int(i), int(j))): float(length) for i, j, length in constraints}
     constant = np.full(len(order), np.nan)
@@ -73,6 +77,15 @@ def build_z_matrix(
     if lengths:
         raise InputError("constraints that close a ring are not supported; use constraints = 'HBonds'")
     return ZMatrix(np.array(order), np.array(references), constant, np.array(cv_torsions))
+
+
+def _bonded_piece(start: int, neighbours: dict[int, list[int]]) -> set[int]:
+    found, stack = {start}, [start]
+    while stack:
+        new = [n for n in neighbours[stack.pop()] if n not in found]
+        found.update(new)
+        stack.extend(new)
+    return found
 
 
 def _place_from(
@@ -90,7 +103,7 @@ def _place_from(
     in_cv = {atom for atoms in wanted for atom in atoms}
 
     def priority(atom: int) -> tuple[bool, bool, int]:
-        return (atom not in in_cv, masses[atom] < 1.5, atom)
+        return (atom not in in_cv, masses[atom] < HEAVY, atom)
 
     order = [root]
     parent = {root: -1}
