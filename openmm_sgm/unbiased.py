@@ -11,7 +11,7 @@ import openmm
 import torch
 from openmm import unit
 
-from .generator import Generator
+from .generator import Generator, Samples
 from .importance import effective_sample_size
 from .inject import Chirality, impossible, log_importance
 from .system import MolecularSystem
@@ -19,6 +19,8 @@ from .units import thermal_energy
 from .windows import WindowGrid
 
 __all__ = ["LabelDistribution", "MoveStatistics", "UnbiasedMoves"]
+
+STOCK = 64
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ class UnbiasedMoves:
         self.beta = 1 / thermal_energy(molecule.temperature_k)
         self.chirality = Chirality.of(molecule.positions, molecule.bonds)
         self.statistics = MoveStatistics()
+        self._stock_labels = np.zeros((0, len(molecule.cvs)))
+        self._stock = generator.sample(self._stock_labels, np.zeros(0, dtype=int), 0)
+        self._taken = 0
 
     def visit(self, context: openmm.Context, groups: int, proposals: int, rng: np.random.Generator) -> bool:
         """Offer `proposals` configurations to the context, one after the other; return whether it has moved.
@@ -123,8 +128,8 @@ class UnbiasedMoves:
         if np.isnan(here) or here == np.inf:
             return False  # the label lies where nothing is proposed: the reverse move could not be made
 
-        labels = self.labels.draw(proposals, rng)
-        positions, log_weights = self._generate(context, groups, labels, start, rng)
+        labels, samples = self._take(proposals, rng)
+        positions, log_weights = self._weigh(context, groups, labels, samples, start)
         log_weights -= self.labels.log_density(labels)
         moved_to = -1
         for k, log_u in enumerate(np.log(rng.random(proposals))):
@@ -153,7 +158,8 @@ class UnbiasedMoves:
         fewer than two are effective, and their effective number; the context is left as it was."""
         state = context.getState(positions=True, velocities=True)
         labels = np.repeat(label[None], draws, axis=0)
-        positions, log_weights = self._generate(context, groups, labels, _nm(state.getPositions(asNumpy=True)), rng)
+        samples = self.generator.sample(labels, np.ones(draws, dtype=int), int(rng.integers(2**63)))
+        positions, log_weights = self._weigh(context, groups, labels, samples, _nm(state.getPositions(asNumpy=True)))
         context.setPositions(state.getPositions())
         context.setVelocities(state.getVelocities())
         effective = effective_sample_size(log_weights) * draws
@@ -162,16 +168,25 @@ class UnbiasedMoves:
         p = np.exp(log_weights - log_weights.max())
         return positions[rng.choice(draws, p=p / p.sum())], effective
 
-    def _generate(
-        self,
-        context: openmm.Context,
-        groups: int,
-        labels: np.ndarray,
-        placeholder: np.ndarray,
-        rng: np.random.Generator,
+    def _take(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, Samples]:
+        """Return `n` fresh proposals, labels and configurations, from a stock that is drawn `STOCK` at a time.
+
+        Proposals do not depend on the state of the chain, so they may be drawn ahead; a batch costs little more than
+        one. Their energies are evaluated when they are offered, in the context as it is then.
+        """
+        if n > len(self._stock_labels) - self._taken:
+            self._stock_labels = self.labels.draw(max(n, STOCK), rng)
+            counts = np.ones(len(self._stock_labels), dtype=int)
+            self._stock = self.generator.sample(self._stock_labels, counts, int(rng.integers(2**63)))
+            self._taken = 0
+        rows = slice(self._taken, self._taken + n)
+        self._taken += n
+        return self._stock_labels[rows], Samples(*(column[rows] for column in self._stock))
+
+    def _weigh(
+        self, context: openmm.Context, groups: int, labels: np.ndarray, samples: Samples, placeholder: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return one generated configuration for each label, (n, n_atoms, 3) nm, and log importance weights (n,)."""
-        samples = self.generator.sample(labels, np.ones(len(labels), dtype=int), int(rng.integers(2**63)))
+        """Return one configuration for each label, (n, n_atoms, 3) nm, and log importance weights (n,)."""
         positions = np.where(samples.valid[:, None, None], samples.positions, placeholder)
         energies = np.empty(len(labels))
         for k, configuration in enumerate(positions):

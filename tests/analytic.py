@@ -64,6 +64,7 @@ def triatomic_simulation() -> app.Simulation:
     """Return a user's `Simulation` of the molecule, with a Langevin integrator on the Reference platform."""
     molecule = triatomic()
     integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, 5.0, 0.001)
+    integrator.setRandomNumberSeed(11)
     platform = openmm.Platform.getPlatformByName("Reference")
     simulation = app.Simulation(molecule.topology, molecule.system, integrator, platform)
     simulation.context.setPositions(molecule.positions * unit.nanometer)

@@ -1,0 +1,347 @@
+"""`ScoreSampler` from a user's simulation to a surface: a molecule with a closed form, good and bad generators."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from analytic import BOND_NM, RANGE_NM, TEMPERATURE_K, bond_distribution, exact_surface, triatomic, triatomic_simulation
+from openmm import app, unit
+from scipy import stats
+
+import openmm_sgm as sgm
+from openmm_sgm import campaign as campaign_module
+from openmm_sgm.campaign import Campaign
+from openmm_sgm.unbiased import LabelDistribution
+
+BUDGET = 40_000
+SMALL = sgm.SamplerOptions(
+    training=sgm.TrainingOptions(steps=200, batch_size=128, rows=3000),
+    network=sgm.NetworkOptions(width=32, hidden=48, conditioning=24),
+    exploration_training_steps=50,
+    rounds=2,
+    density_error=0.05,
+)
+
+
+def bond() -> sgm.Distance:
+    return sgm.Distance("r", (0, 1), *RANGE_NM, windows=10)
+
+
+def finished(seed: int = 1, **arguments: Any) -> sgm.ScoreSampler:
+    """Return a sampler of the three-atom molecule that has spent its budget."""
+    sampler = sgm.ScoreSampler(
+        triatomic_simulation(),
+        [bond()],
+        temperature=300 * unit.kelvin,
+        seed=seed,
+        workers=0,
+        options=SMALL,
+        **arguments,
+    )
+    sampler.run(force_evaluations=BUDGET)
+    return sampler
+
+
+@pytest.fixture(scope="module")
+def sampler() -> sgm.ScoreSampler:
+    return finished()
+
+
+def z_scores(surface: sgm.Surface, below: float = 20.0) -> np.ndarray:
+    """Return deviations from the closed form in standard errors, aligned over the bins below a height."""
+    exact = exact_surface(surface.edges[0])
+    low = np.isfinite(surface.free_energy) & (exact < below)
+    assert low.sum() >= 12
+    difference = (surface.free_energy - exact)[low]
+    return (difference - difference.mean()) / surface.std_error[low]
+
+
+@pytest.mark.parametrize("method", ["combined", "mbar", "generator"])
+def test_surface_of_a_bond_is_the_closed_form(sampler: sgm.ScoreSampler, method: Any) -> None:
+    surface = sampler.surface(method=method)
+    z = z_scores(surface)
+    assert np.abs(z).max() < 4.5
+    assert np.sqrt(np.mean(z**2)) < 2
+    assert surface.error_below(15.0) < 0.8
+
+
+def test_all_costs_are_counted_and_within_the_budget(sampler: sgm.ScoreSampler) -> None:
+    assert sampler.campaign is not None
+    cost = sampler.campaign.cost
+    assert cost.total <= BUDGET
+    assert cost.total > 0.9 * BUDGET
+    rows = sampler.campaign.ledger.rows
+    drawn = sum(int(draws.drawn.sum()) for draws in sampler.campaign.rounds)
+    assert len(rows) == drawn + sum(row.purpose == "trial" for row in rows)
+    evaluated = sum(row.verdict != "outside the representation" for row in rows)
+    assert cost.generation == evaluated + 4  # four energies look for equivalent hydrogens
+    assert [row.number for row in rows] == list(range(len(rows)))
+
+
+def test_the_same_seed_gives_the_same_run(sampler: sgm.ScoreSampler) -> None:
+    again, other = finished(seed=1), finished(seed=2)
+    np.testing.assert_allclose(again.surface().free_energy, sampler.surface().free_energy, atol=1e-9)
+    assert not np.allclose(other.surface().free_energy, sampler.surface().free_energy, equal_nan=True)
+
+
+def spoiled(result: Any) -> Any:
+    """Shift what a trained network puts out: a bad generator, whose density is as exact as ever."""
+    network = copy.deepcopy(result.generator.network).requires_grad_(False)
+    network.heads.bias[-3:] += torch.tensor([1.5, -1.5, 1.5])
+    return replace(result, generator=replace(result.generator, network=network))
+
+
+def test_a_bad_generator_still_gives_the_right_surface(
+    sampler: sgm.ScoreSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only slowly: acceptance and effective sample size are far lower and errors larger, but the surface is right.
+
+    Broken on purpose: if the weights ignore the generator's density, the surface is many standard errors off.
+    """
+    train = campaign_module.train
+    monkeypatch.setattr(campaign_module, "train", lambda *a, **k: spoiled(train(*a, **k)))
+    bad = finished()
+    assert bad.campaign is not None
+    assert sampler.campaign is not None
+    assert np.nanmedian(bad.campaign.ess) < 0.6 * np.nanmedian(sampler.campaign.ess)
+    assert bad.surface().error_below(15.0) > sampler.surface().error_below(15.0)
+    z = z_scores(bad.surface())
+    assert np.abs(z).max() < 4.5
+    assert np.sqrt(np.mean(z**2)) < 2
+
+    exact = campaign_module.log_importance
+
+    def careless(energies, bias, factor, log_q, beta):  # type: ignore[no-untyped-def]
+        return exact(energies, bias, factor, np.where(np.isfinite(log_q), np.nanmean(log_q), log_q), beta)
+
+    monkeypatch.setattr(campaign_module, "log_importance", careless)
+    z = z_scores(finished().surface())
+    assert np.abs(z).max() > 8
+
+
+def snapshot(simulation: app.Simulation) -> dict[str, Any]:
+    """Return what a user would miss if it were changed."""
+    return {
+        "system": openmm.XmlSerializer.serialize(simulation.system),
+        "integrator": openmm.XmlSerializer.serialize(simulation.integrator),
+        "parameters": dict(simulation.context.getParameters()),
+        "reporters": list(simulation.reporters),
+        "step": simulation.currentStep,
+        "time": simulation.context.getTime(),
+        "platform": simulation.context.getPlatform().getName(),
+    }
+
+
+class Recorder:
+    """A reporter that keeps bond lengths."""
+
+    def __init__(self, interval: int) -> None:
+        self.interval, self.lengths = interval, []
+
+    def describeNextReport(self, simulation: app.Simulation) -> dict[str, Any]:
+        return {"steps": self.interval - simulation.currentStep % self.interval, "include": ["positions"]}
+
+    def report(self, simulation: app.Simulation, state: openmm.State) -> None:
+        x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        self.lengths.append(float(np.linalg.norm(x[0] - x[1])))
+
+
+@pytest.fixture
+def simulation() -> app.Simulation:
+    """A user's simulation with a force that has a parameter of its own, a reporter, and a history."""
+    simulation = triatomic_simulation()
+    simulation.reporters.append(Recorder(10))
+    simulation.context.setVelocitiesToTemperature(TEMPERATURE_K, 3)
+    simulation.step(50)
+    return simulation
+
+
+def length(simulation: app.Simulation) -> float:
+    x = simulation.context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    return float(np.linalg.norm(x[0] - x[1]))
+
+
+def test_running_leaves_the_user_s_simulation_alone() -> None:
+    simulation = triatomic_simulation()
+    simulation.reporters.append(Recorder(10))
+    before = snapshot(simulation)
+    positions = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value.copy()
+    sampler = sgm.ScoreSampler(simulation, [bond()], temperature=300, seed=1, workers=0, options=SMALL)
+    sampler.run(force_evaluations=8_000)
+    assert snapshot(simulation) == before
+    np.testing.assert_array_equal(
+        simulation.context.getState(positions=True).getPositions(asNumpy=True)._value, positions
+    )
+    assert simulation.reporters[0].lengths == []
+
+
+def test_reseed_moves_the_configuration_and_nothing_else(sampler: sgm.ScoreSampler, simulation: app.Simulation) -> None:
+    before = snapshot(simulation)
+    reported = len(simulation.reporters[0].lengths)
+    lengths = []
+    for target in (0.13, 0.13, 0.17, 0.17):
+        effective = sampler.reseed(simulation, {"r": target * unit.nanometer})
+        assert effective > 2
+        lengths.append(length(simulation))
+        assert snapshot(simulation) == before
+    assert len(simulation.reporters[0].lengths) == reported
+    assert abs(np.mean(lengths[:2]) - 0.13) < 0.02
+    assert abs(np.mean(lengths[2:]) - 0.17) < 0.02
+    velocities = simulation.context.getState(velocities=True).getVelocities(asNumpy=True)._value
+    assert np.abs(velocities).max() > 0
+    simulation.step(10)
+    assert np.isfinite(simulation.context.getState(energy=True).getPotentialEnergy()._value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({}, "none"), ({"x": 1.0}, "x"), ({"r": 0.13, "x": 1.0}, "each of r"), ({"r": 5.0}, "cannot be trusted")],
+)
+def test_reseed_refuses_what_it_cannot_do_and_changes_nothing(
+    sampler: sgm.ScoreSampler, simulation: app.Simulation, values: dict[str, float], message: str
+) -> None:
+    before, here = snapshot(simulation), length(simulation)
+    with pytest.raises(sgm.InputError, match=message):
+        sampler.reseed(simulation, values)
+    assert snapshot(simulation) == before
+    assert length(simulation) == here
+
+
+def visited_lengths(sampler: sgm.ScoreSampler, simulation: app.Simulation, visits: int) -> np.ndarray:
+    """Return the bond length after each of some generator moves with a little MD in between."""
+    lengths = np.empty(visits)
+    for k in range(visits):
+        sampler.step(simulation, 8, interval=8)
+        lengths[k] = length(simulation)
+    return lengths
+
+
+@pytest.mark.slow
+def test_step_leaves_the_unbiased_ensemble_invariant(
+    sampler: sgm.ScoreSampler, simulation: app.Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths of the bond against their closed-form distribution (Kolmogorov and Smirnov).
+
+    Broken on purpose: with the law of the proposed labels upside down in Hastings' ratio, the bond is distributed
+    otherwise.
+    """
+    before = snapshot(simulation)
+    lengths = visited_lengths(sampler, simulation, 800)[::2]
+    assert stats.kstest(lengths, bond_distribution).pvalue > 1e-3
+    after = snapshot(simulation)
+    assert after.pop("step") == before.pop("step") + 800 * 8
+    for state in (before, after):
+        del state["time"]
+    assert after == before
+
+    exact = LabelDistribution.log_density
+    monkeypatch.setattr(LabelDistribution, "log_density", lambda self, labels: -exact(self, labels))
+    lengths = visited_lengths(sampler, simulation, 400)
+    assert stats.kstest(lengths, bond_distribution).pvalue < 1e-4
+
+
+def test_step_tells_what_it_did_and_reporters_see_every_step(
+    sampler: sgm.ScoreSampler, simulation: app.Simulation
+) -> None:
+    reported = len(simulation.reporters[0].lengths)
+    statistics = sampler.step(simulation, 205, interval=50)
+    assert statistics.proposed == 16  # four visits of four
+    assert 0 < statistics.accepted <= 16
+    assert statistics.force_evaluations == 4 + 16
+    assert len(simulation.reporters[0].lengths) - reported == 20
+    assert simulation.currentStep == 50 + 205
+
+
+def test_another_run_goes_on_from_the_first() -> None:
+    sampler = sgm.ScoreSampler(triatomic(), seed=4, workers=0, options=SMALL)
+    sampler.run(12_000)
+    first = sampler.surface().error_below(15.0)
+    sampler.run(12_000)
+    assert sampler.campaign is not None
+    assert 20_000 < sampler.campaign.cost.total <= 24_000
+    assert sampler.surface().error_below(15.0) < first
+
+
+def test_the_run_ends_when_the_error_meets_the_target() -> None:
+    sampler = sgm.ScoreSampler(triatomic(), seed=4, workers=0, options=SMALL)
+    sampler.run(60_000, target_error=2.0 * unit.kilojoule_per_mole)
+    assert sampler.campaign is not None
+    assert sampler.campaign.cost.total < 45_000
+    assert sampler.history[-1]["error_kj_mol"] < 2.0
+
+
+def test_any_executor_will_do_and_is_left_open() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        sampler = sgm.ScoreSampler(triatomic(), seed=4, workers=2, executor=pool, options=SMALL)
+        sampler.run(10_000)
+        assert pool.submit(lambda: 7).result() == 7
+    assert np.isfinite(sampler.surface().free_energy).any()
+
+
+def test_a_walker_that_blows_up_is_named_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One window's MD is made to fail: it is set aside with its reason, and no estimator sees it."""
+    simulate = Campaign.run
+    lines: list[str] = []
+
+    def failing(self: Campaign, segments, source, origins=None) -> None:  # type: ignore[no-untyped-def]
+        broken = [
+            s if s.walker != 7 else type(s)(**{**vars(s), "positions": np.full_like(s.positions, np.nan)})
+            for s in segments
+        ]
+        simulate(self, broken, source, origins)
+
+    monkeypatch.setattr(Campaign, "run", failing)
+    sampler = sgm.ScoreSampler(triatomic(), seed=4, workers=0, options=SMALL, progress=lines.append)
+    sampler.run(12_000)
+    assert sampler.campaign is not None
+    walker = sampler.campaign.walkers[7]
+    assert walker.failure is not None
+    assert any("set aside" in line and "r = 0.185 nm" in line for line in lines)
+    assert 7 not in np.concatenate([draws.frames.windows for draws in sampler.campaign.rounds])
+    z = z_scores(sampler.surface(), below=10.0)
+    assert np.abs(z).max() < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"workers": -2}, "workers"),
+        ({"cvs": [bond()]}, "its own CVs"),
+        ({"temperature": 300}, "its own CVs"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(sgm.InputError, match=message):
+        sgm.ScoreSampler(triatomic(), **arguments)
+
+
+@pytest.mark.parametrize("budget", [0, -5, 10.5, True, 100])
+def test_bad_budgets_are_refused(budget: Any) -> None:
+    with pytest.raises(sgm.InputError, match="force"):
+        sgm.ScoreSampler(triatomic(), workers=0).run(budget)
+
+
+def test_results_before_a_run_are_refused() -> None:
+    sampler = sgm.ScoreSampler(triatomic(), workers=0)
+    with pytest.raises(sgm.InputError, match="run"):
+        sampler.surface()
+    with pytest.raises(sgm.InputError, match="run"):
+        sampler.step(triatomic_simulation(), 10)
+
+
+def test_bins_and_methods_are_checked(sampler: sgm.ScoreSampler) -> None:
+    assert sampler.surface(bins=20).free_energy.shape == (20,)
+    for bins in (1, [10, 10], "many"):
+        with pytest.raises(sgm.InputError, match="bins"):
+            sampler.surface(bins=bins)  # type: ignore[arg-type]
+    with pytest.raises(sgm.InputError, match="method"):
+        sampler.surface(method="magic")  # type: ignore[arg-type]
+    assert abs(sampler.surface().centers[0].mean() - BOND_NM) < 1e-9
