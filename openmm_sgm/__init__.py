@@ -31,7 +31,7 @@ _PUBLIC = {
     "system": ("MolecularSystem",),
     "system_file": ("load_system",),
     "training": ("TrainingOptions",),
-    "units": ("InputError",),
+    "units": ("InputError", "SamplingError"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

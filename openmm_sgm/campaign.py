@@ -35,8 +35,6 @@ MOST_INJECTED = 100
 """States of a window's chain that are kept of one round's Metropolis tests; more are thinned."""
 DENSITY_FRAMES = 256
 MOST_ODE_STEPS = 64
-TRAINING_THREADS = 2
-"""The matrices are small: a second thread saves a third of the time, more save nothing (measured)."""
 
 
 @dataclass
@@ -45,7 +43,6 @@ class Walker:
 
     positions: np.ndarray
     velocities: np.ndarray | None
-    energy: float
     started_from: str
     failure: str | None = None
 
@@ -171,10 +168,7 @@ class Campaign:
             window = segment.walker
             self.cost.simulation += result.force_evaluations
             origin = origins[window] if origins else self.walkers[window].started_from
-            energy = float(result.energies[-1]) if len(result.energies) else float("nan")
-            self.walkers[window] = Walker(
-                result.final_positions, result.final_velocities, energy, origin, result.failure
-            )
+            self.walkers[window] = Walker(result.final_positions, result.final_velocities, origin, result.failure)
             if result.failure:
                 self.say(f"window {window} at {self.describe(window)} set aside: {result.failure}")
         good = [(s, r) for s, r in zip(segments, results, strict=True) if len(r.energies)]
@@ -239,7 +233,7 @@ class Campaign:
         )
         ode_steps = self.generator.steps if self.generator else self.options.ode_steps
         threads = torch.get_num_threads()
-        torch.set_num_threads(min(self.chunks, TRAINING_THREADS))  # the workers have nothing to do now
+        torch.set_num_threads(1)  # a second one saves a third at best, and costs fourfold when another process is busy
         try:
             result = train(
                 data,
@@ -311,10 +305,10 @@ class Campaign:
         The walker's chain in its window goes on: MD, then one Metropolis test for each configuration, then MD again.
         """
         assert self.generator is not None
-        held = np.array([self.walkers[w].positions for w in windows])
-        energies = np.array([self.walkers[w].energy for w in windows])
-        here = self._log_weights_of(held, energies, windows)
+        held = self._last_frames(windows)
+        here = self._log_weights_of(held)
         frames, log_weights, submit = self.draw(windows, counts, "injection")
+        states = Frames.concatenate([frames, held])
         rng = self.rng()
         ends = np.cumsum(counts)
         row_of = np.full(len(log_weights), -1)
@@ -327,17 +321,12 @@ class Campaign:
             verdicts[ends[k] - counts[k] : ends[k]] = np.where(accepted, "accepted", "rejected")
             self.acceptance[window] = accepted.mean()
             self.ess[window] = effective_sample_size(proposals)
-            stays = row_of[ends[k] - counts[k] + state[state >= 0]]
-            injected.append(stays[:: -(-len(stays) // MOST_INJECTED) or 1])
-            if len(stays):
-                self.walkers[window] = Walker(
-                    frames.positions[stays[-1]],
-                    None,
-                    float(frames.energies[stays[-1]]),
-                    self.walkers[window].started_from,
-                )
+            stays = np.where(state >= 0, row_of[ends[k] - counts[k] + state], len(frames) + k)
+            injected.append(stays[:: -(-len(stays) // MOST_INJECTED)])
+            if accepted.any():
+                self.walkers[window] = Walker(frames.positions[stays[-1]], None, self.walkers[window].started_from)
         submit(verdicts)
-        states = frames[np.concatenate(injected)]
+        states = states[np.concatenate(injected)]
         self.chain.append(
             replace(states, log_weights=np.zeros(len(states)), source=np.full(len(states), INJECTED, dtype=np.int8))
         )
@@ -345,15 +334,20 @@ class Campaign:
         drawn[windows] = counts
         self.rounds.append(Draws(frames, drawn))
 
-    def _log_weights_of(self, positions: np.ndarray, energies: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    def _last_frames(self, windows: np.ndarray) -> Frames:
+        """Return the last frame of each window's simulation, which is what its walker holds after MD."""
+        chain = Frames.concatenate(self.chain)
+        last = {int(window): row for row, window in enumerate(chain.windows)}
+        return chain[np.array([last[int(w)] for w in windows])]
+
+    def _log_weights_of(self, held: Frames) -> np.ndarray:
         assert self.generator is not None
         started = time.perf_counter()
-        labels = self.grid.centers[windows]
-        log_q = log_densities(self.generator, positions, labels, self.executor, self.chunks)
-        bias = self.grid.reduced_bias(self.molecule.evaluate_cvs(positions), labels)
-        factor = self._constraint_factor(positions)
+        log_q = log_densities(self.generator, held.positions, held.labels, self.executor, self.chunks)
+        bias = self.grid.reduced_bias(held.cvs, held.labels)
+        factor = self._constraint_factor(held.positions)
         self.cost.generate_seconds += time.perf_counter() - started
-        return log_importance(energies, bias, factor, log_q, self.beta)
+        return log_importance(held.energies, bias, factor, log_q, self.beta)
 
     def _constraint_factor(self, positions: np.ndarray) -> np.ndarray:
         assert self.generator is not None

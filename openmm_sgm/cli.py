@@ -18,17 +18,23 @@ DEFAULT_EVALUATIONS = 250_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 when a run failed, 2 for bad input."""
+    """Run one command and return its exit code: 0, 1 when a run failed, 2 for bad input, 130 when interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     # Imports wait until the arguments are known to be good: --help and a misspelt option should not take seconds.
-    from .units import InputError
+    from .units import InputError, SamplingError
 
     try:
         return int(options.function(options, shlex.join(["openmm-sgm", *given])))
     except InputError as error:
         print(f"openmm-sgm: {error}", file=sys.stderr)
         return 2
+    except SamplingError as error:
+        print(f"openmm-sgm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("openmm-sgm: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,8 +110,9 @@ def _run(options: argparse.Namespace, command: str) -> int:
         show.line("estimating")
         write_results(options.output, sampler, command)
         path = write_report(options.output)
-    except BaseException:
-        write_status(options.output, "failed", sampler, options.force_evaluations, command)
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        write_status(options.output, state, sampler, options.force_evaluations, command)
         raise
     finally:
         show.close()
@@ -149,12 +156,16 @@ class _Progress:
         if not self.bar:
             print(f"{seconds:7.1f} s  {text}", file=sys.stderr, flush=True)
             return
+        import numpy as np
+
         campaign = self.sampler.campaign if self.sampler else None
         done = campaign.cost.total if campaign else 0
         share = min(1.0, done / self.budget)
         left = f"{seconds * (1 - share) / share:4.0f} s left" if 0 < share < 1 else ""
         round_number = f"round {campaign.round}" if campaign and campaign.round else "exploring"
-        head = f"[{'#' * int(20 * share):20}] {round_number} {done:,} {left}  {text}"
+        acceptance = campaign.acceptance[np.isfinite(campaign.acceptance)] if campaign else np.zeros(0)
+        accepted = f"acceptance {np.median(acceptance):.2f} " if len(acceptance) else ""
+        head = f"[{'#' * int(20 * share):20}] {round_number} {done:,} {accepted}{left}  {text}"
         width = shutil.get_terminal_size().columns - 1
         print("\r" + head[:width].ljust(width), end="", file=sys.stderr, flush=True)
 

@@ -7,6 +7,7 @@ import numpy as np
 from .campaign import Campaign
 from .frames import BURN_IN
 from .importance import effective_sample_size
+from .units import SamplingError
 
 __all__ = ["explore", "unreached"]
 
@@ -65,7 +66,7 @@ def _first_window(campaign: Campaign) -> None:
     segment = campaign.segment(window, molecule.positions, None, path, o.pull_steps, o.first_steps)
     campaign.run([segment], BURN_IN, {window: "the starting structure"})
     if campaign.walkers[window].failure:
-        raise RuntimeError(f"the first window failed: {campaign.walkers[window].failure}")
+        raise SamplingError(f"the starting structure cannot be simulated: {campaign.walkers[window].failure}")
     campaign.update_free_energies()
 
 

@@ -20,7 +20,6 @@ class SamplerOptions:
     surface_height : the part of the surface whose error counts
     outside_share : windows between `surface_height` and `explore_height` connect the others: they are generated for
         this much less
-    target_error : kJ/mol; the run ends when the surface's RMS standard error is below it (None: at the budget)
     first_steps, pull_steps, equilibration_steps, exploration_steps : MD of a window's first visit
     md_steps : MD in each window and round, after the injection
     frame_interval : steps between stored frames
@@ -36,7 +35,6 @@ class SamplerOptions:
     explore_height: float = 40.0
     surface_height: float = 25.0
     outside_share: float = 0.3
-    target_error: float | None = None
     first_steps: int = 500
     pull_steps: int = 100
     equilibration_steps: int = 100
@@ -52,3 +50,21 @@ class SamplerOptions:
     density_error: float = 0.02
     training: TrainingOptions = field(default_factory=TrainingOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
+
+    def __post_init__(self) -> None:
+        interval = self.frame_interval
+        for name in ("exploration_steps", "md_steps"):
+            value = getattr(self, name)
+            if value < interval or value % interval:
+                raise ValueError(f"{name} must be a multiple of frame_interval, got {value} and {interval}")
+        for name in ("first_steps", "pull_steps", "exploration_training_steps", "rounds", "trial", "ode_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not 0 < self.surface_height <= self.explore_height:
+            raise ValueError(
+                "surface_height must be above 0 and at most explore_height, "
+                f"got {self.surface_height} and {self.explore_height}"
+            )
+        for name in ("explore_share", "outside_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import openmm
 
+from .units import SamplingError
+
 __all__ = ["PlatformChoice", "assign_devices", "cache_directory", "choose_platform", "platform_properties"]
 
 _PROPERTIES = {
@@ -86,7 +88,7 @@ def choose_platform(system: openmm.System, positions: np.ndarray, cache: Path | 
 
     Raises
     ------
-    RuntimeError
+    SamplingError
         when no platform can run the system; the message gives each platform's reason.
     """
     available = sorted(
@@ -110,7 +112,7 @@ def choose_platform(system: openmm.System, positions: np.ndarray, cache: Path | 
             speeds[name] = 0.0
             reasons[name] = str(error)
     if not any(speeds.values()):
-        raise RuntimeError(f"no OpenMM platform can run this system: {reasons}")
+        raise SamplingError(f"no OpenMM platform can run this system: {reasons}")
     fastest = max(speeds, key=speeds.__getitem__)
     choice = PlatformChoice(fastest, platform_properties(fastest), speeds)
     _remember(cache, key, choice)

@@ -264,7 +264,6 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
             windows=windows,
             positions=np.array([w.positions for w in walkers]),
             velocities=np.array(velocities),
-            energies=np.array([w.energy for w in walkers]),
             free_energies=campaign.free_energies,
             acceptance=campaign.acceptance,
             ess=campaign.ess,
@@ -329,7 +328,6 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
                 campaign.walkers[int(window)] = Walker(
                     arrays["positions"][k],
                     None if np.isnan(velocities).any() else velocities,
-                    float(arrays["energies"][k]),
                     content["origins"][k],
                     content["failures"][k],
                 )

@@ -40,7 +40,7 @@ class TrainingOptions:
     """
 
     steps: int = 1500
-    batch_size: int = 384
+    batch_size: int = 320
     learning_rate: float = 2e-3
     ema: float = 0.995
     hold_out: float = 0.1

@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 from openmm import unit
 
-__all__ = ["BOLTZMANN_KJ_MOL_K", "InputError", "strip_units", "thermal_energy"]
+__all__ = ["BOLTZMANN_KJ_MOL_K", "InputError", "SamplingError", "strip_units", "thermal_energy"]
 
 BOLTZMANN_KJ_MOL_K = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 
 
 class InputError(ValueError):
     """The user's input cannot be used; the message is one sentence that says what to change."""
+
+
+class SamplingError(RuntimeError):
+    """A run cannot go on, through no fault of the input's form; the message says why in one sentence."""
 
 
 def strip_units(value: Any, target: unit.Unit) -> Any:

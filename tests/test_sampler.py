@@ -345,3 +345,21 @@ def test_bins_and_methods_are_checked(sampler: sgm.ScoreSampler) -> None:
     with pytest.raises(sgm.InputError, match="method"):
         sampler.surface(method="magic")  # type: ignore[arg-type]
     assert abs(sampler.surface().centers[0].mean() - BOND_NM) < 1e-9
+
+
+def test_the_last_frame_of_a_window_is_what_its_walker_holds(sampler: sgm.ScoreSampler) -> None:
+    """The Metropolis chain starts from that frame; the states in which it stays there are states like any other."""
+    campaign = sampler.campaign
+    assert campaign is not None
+    windows, _ = campaign.active_windows()
+    held = campaign._last_frames(windows)
+    np.testing.assert_array_equal(held.positions, [campaign.walkers[int(w)].positions for w in windows])
+    assert (held.windows == windows).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"md_steps": 50, "frame_interval": 20}, {"rounds": 0}, {"explore_height": 5.0}, {"outside_share": 0.0}]
+)
+def test_options_that_make_no_run_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        sgm.SamplerOptions(**wrong)
