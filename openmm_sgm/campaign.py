@@ -29,7 +29,7 @@ from .units import thermal_energy
 from .windows import WindowGrid
 from .zmatrix import ZMatrix, build_z_matrix
 
-__all__ = ["Campaign", "Cost", "Walker"]
+__all__ = ["Campaign", "Cost", "Plan", "Walker"]
 
 MOST_INJECTED = 100
 """States of a window's chain that are kept of one round's Metropolis tests; more are thinned."""
@@ -63,6 +63,23 @@ class Cost:
         return self.simulation + self.generation
 
 
+@dataclass
+class Plan:
+    """What is left of a call of `ScoreSampler.run`; part of the state, so that an interrupted call can go on.
+
+    Attributes
+    ----------
+    end : force evaluations in all, when the call ends
+    explore : how many of them are left for exploration
+    rounds : rounds left; explored : whether the next one's exploration is done
+    """
+
+    end: int
+    explore: int
+    rounds: int
+    explored: bool = False
+
+
 class Campaign:
     """Everything a run knows, and what it can do next. Phases change the state; nothing else does.
 
@@ -74,6 +91,7 @@ class Campaign:
     rounds : generated frames, one `Draws` a round
     free_energies : float64, shape (n_windows,), kT; NaN where not known
     generator : the latest, or None
+    plan : what is left to do
     """
 
     def __init__(
@@ -115,6 +133,7 @@ class Campaign:
         self.rotors: list[tuple[int, int, int]] | None = None
         self.cost = Cost()
         self.round = 0
+        self.plan = Plan(0, 0, 0)
         self.trainings: list[dict[str, Any]] = []
         self.acceptance = np.full(len(self.grid.centers), np.nan)
         self.ess = np.full(len(self.grid.centers), np.nan)

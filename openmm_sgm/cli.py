@@ -79,15 +79,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, command: str) -> int:
     from .report import write_report
-    from .runfolder import load_state, prepare, save_state, write_results, write_status
+    from .runfolder import has_state, load_state, prepare, save_state, write_results, write_status
     from .sampler import ScoreSampler
     from .system_file import load_system
-    from .units import InputError
 
-    if options.force_evaluations <= 0:
-        raise InputError(f"--force-evaluations must be above zero, got {options.force_evaluations}")
     molecule = load_system(options.system)
-    prepare(options.output, options.resume)
     show = _Progress(options.force_evaluations)
 
     def after_round(sampler: ScoreSampler) -> None:
@@ -98,11 +94,13 @@ def _run(options: argparse.Namespace, command: str) -> int:
         molecule, seed=options.seed, workers=options.workers, progress=show.line, on_round=after_round
     )
     show.sampler = sampler
-    left = options.force_evaluations
-    if options.resume:
+    left = sampler.check_budget(options.force_evaluations)
+    prepare(options.output, options.resume)
+    if options.resume and has_state(options.output):
         load_state(options.output, sampler)
         assert sampler.campaign is not None
-        left -= sampler.campaign.cost.total
+        done = sampler.campaign.plan.rounds == 0 and options.force_evaluations <= sampler.campaign.plan.end
+        left = 0 if done else left - sampler.campaign.cost.total
     write_status(options.output, "running", sampler, options.force_evaluations, command)
     try:
         if left > 0:

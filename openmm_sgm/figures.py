@@ -43,7 +43,10 @@ class RunData:
         with np.load(folder / "diagnostics.npz", allow_pickle=False) as archive:
             self.data = {name: archive[name] for name in archive.files}
         with (folder / "ledger.csv").open(newline="") as file:
-            self.verdicts = Counter((row["purpose"], row["verdict"]) for row in csv.DictReader(file))
+            rows = list(csv.DictReader(file))
+        if not rows or None in rows[-1].values():
+            raise ValueError("ledger.csv ends too early")
+        self.verdicts = Counter((row["purpose"], row["verdict"]) for row in rows)
         self.cvs: list[dict[str, Any]] = self.about["cvs"]
         self.height = float(self.about["heights_kj_mol"]["surface"])
         self.kt = thermal_energy(float(self.about["temperature_k"]))

@@ -295,8 +295,9 @@ def _surface(
     free_energy, error = np.where(empty, np.nan, free_energy), np.where(empty, np.nan, error)
     log_weights = np.log(pool.weights) - log_mixture
     log_weights -= np.logaddexp.reduce(log_weights)
+    lowest = np.min(free_energy[~empty], initial=np.inf)
     surface = Surface(
-        (free_energy - np.nanmin(free_energy)).reshape(shape),
+        (free_energy - lowest).reshape(shape),
         error.reshape(shape),
         tuple(edges),
         tuple(names),

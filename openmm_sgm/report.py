@@ -25,7 +25,8 @@ from .figures import (
     draw_surface,
     draw_training,
 )
-from .units import InputError
+from .runfolder import DAMAGE
+from .units import InputError, one_line
 
 __all__ = ["write_report"]
 
@@ -55,13 +56,14 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     try:
         run = RunData(folder)
+        with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+            page = _page(run)
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no finished run: {Path(error.filename).name} is missing") from None
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"the results in {folder} are damaged: {error}") from None
+    except DAMAGE as error:
+        raise InputError(f"the results in {folder} are damaged: {type(error).__name__} {one_line(error)}") from None
     temporary = path.with_name(path.name + ".tmp")
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        temporary.write_text(_page(run), encoding="utf-8")
+    temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
     return path
 

@@ -11,12 +11,14 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from openmm import app, unit
+from safetensors import SafetensorError
 
 from . import __version__
-from .campaign import Walker
+from .campaign import Cost, Plan, Walker
 from .explore import unreached
 from .frames import MD, Frames
 from .free_energy import Method, consistency
@@ -24,11 +26,14 @@ from .generator import Generator
 from .importance import Draws, generator_free_energies
 from .inject import Ledger
 from .sampler import ScoreSampler
-from .units import InputError, thermal_energy
+from .units import InputError, one_line, thermal_energy
+from .windows import WindowGrid
 
-__all__ = ["load_state", "prepare", "read_status", "save_state", "write_results", "write_status"]
+__all__ = ["DAMAGE", "has_state", "load_state", "prepare", "read_status", "save_state", "write_results", "write_status"]
 
 STATE_VERSION = 1
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, SafetensorError, csv.Error)
+"""What reading a file raises whose content is not what was written."""
 MOST_SAMPLES = 20_000
 """Configurations written to samples.dcd at most; more are thinned at random, which leaves the weights right."""
 ALTERNATIVES: tuple[Method, ...] = ("mbar", "generator")
@@ -49,12 +54,17 @@ def prepare(folder: Path, resume: bool) -> None:
     holds = any((folder / mark).exists() for mark in MARKS)
     if holds and not resume:
         raise InputError(f"{folder} already holds a run: choose another --output, or continue it with --resume")
-    if resume and not (folder / "state" / "state.json").is_file():
-        raise InputError(f"{folder} holds no saved state to resume from")
+    if resume and not holds:
+        raise InputError(f"{folder} holds no run to resume")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
+def has_state(folder: Path) -> bool:
+    """Return whether a state has been saved; a run that ends before its exploration does leaves none."""
+    return (folder / "state" / "state.json").is_file()
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -91,7 +101,9 @@ def read_status(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no run") from None
     except ValueError:
         raise InputError(f"{folder / 'status.json'} is damaged") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not {"state", "force_evaluations", "budget", "history", "command"} <= set(
+        content
+    ):
         raise InputError(f"{folder / 'status.json'} is damaged")
     return content
 
@@ -194,8 +206,7 @@ def _write_samples(folder: Path, sampler: ScoreSampler) -> None:
         rows = np.sort(rng.choice(rows, MOST_SAMPLES, replace=False))
     frames, log_weights = estimate.frames[rows], estimate.log_weights[rows]
     log_weights = log_weights - np.logaddexp.reduce(log_weights)
-    trajectory = molecule.trajectory(frames.positions)
-    trajectory.superpose(molecule.trajectory(molecule.positions[None]))
+    trajectory = molecule.trajectory(_superposed(frames.positions, molecule.positions))
     trajectory.save_dcd(str(folder / "samples.dcd"))
     with (folder / "topology.pdb").open("w") as file:
         app.PDBFile.writeFile(molecule.topology, molecule.positions * unit.nanometer, file, keepIds=True)
@@ -204,6 +215,18 @@ def _write_samples(folder: Path, sampler: ScoreSampler) -> None:
         writer.writerow([*(cv.name for cv in molecule.cvs), "log_weight"])
         for values, log_weight in zip(frames.cvs, log_weights, strict=True):
             writer.writerow([*(f"{v:.6f}" for v in values), f"{log_weight:.6f}"])
+
+
+def _superposed(positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return positions (n, n_atoms, 3) turned and moved onto the reference (Kabsch 1976).
+
+    mdtraj's own superposition gives up on molecules whose atoms lie in a plane.
+    """
+    centred = positions - positions.mean(axis=1, keepdims=True)
+    target = reference - reference.mean(axis=0)
+    u, _, vt = np.linalg.svd(centred.transpose(0, 2, 1) @ target)
+    u[:, :, -1] *= np.sign(np.linalg.det(u @ vt))[:, None]
+    return np.asarray(centred @ (u @ vt))
 
 
 def versions() -> dict[str, str]:
@@ -252,8 +275,9 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
     chain = Frames.concatenate(campaign.chain)
     chain.save(state / f"chain-{number}.npz")
     campaign.ledger.write(state / f"ledger-{number}.csv")
+    committed = _committed_rounds(state)
     for k, draws in enumerate(campaign.rounds):
-        if not (state / f"draws-{k}.npz").exists():
+        if k >= committed:
             draws.frames.save(state / f"draws-{k}.npz")
     windows = np.array(sorted(campaign.walkers))
     walkers = [campaign.walkers[w] for w in windows]
@@ -276,12 +300,14 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
         "version": STATE_VERSION,
         "number": number,
         "seed": sampler.seed,
-        "system": sampler.molecule.physical_xml,
+        "setup": _setup(sampler),
         "sampler_seeds": sampler.seeds_spawned,
         "campaign_seeds": campaign.seed.n_children_spawned,
         "wall_seconds": sampler.wall_seconds,
         "history": sampler.history,
         "round": campaign.round,
+        "plan": asdict(campaign.plan),
+        "ledger_rows": len(campaign.ledger.rows),
         "cost": asdict(campaign.cost),
         "trainings": campaign.trainings,
         "density_error": campaign.density_error,
@@ -298,6 +324,29 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
                 shutil.rmtree(old)
             else:
                 old.unlink()
+
+
+def _committed_rounds(state: Path) -> int:
+    """Return how many rounds' draws the state that stands in the folder counts on; they are never written again."""
+    try:
+        return int(json.loads((state / "state.json").read_text())["n_rounds"])
+    except FileNotFoundError:
+        return 0
+
+
+def _setup(sampler: ScoreSampler) -> dict[str, Any]:
+    """Return what a run must have in common with the one that goes on from its state, as it comes back from JSON."""
+    molecule = sampler.molecule
+    grid = WindowGrid.over(molecule.cvs, molecule.temperature_k)
+    setup = {
+        "system": molecule.physical_xml,
+        "cvs": [[cv.name, type(cv).__name__, list(cv.atoms), cv.unit] for cv in molecule.cvs],
+        "windows": [axis.tolist() for axis in grid.axes],
+        "force_constants": grid.force_constants,
+        "dynamics": [molecule.temperature_k, molecule.time_step_fs, molecule.friction_per_ps],
+        "options": asdict(sampler.options),
+    }
+    return dict(json.loads(json.dumps(_plain(setup))))
 
 
 def load_state(folder: Path, sampler: ScoreSampler) -> None:
@@ -317,8 +366,9 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
             )
         if content["seed"] != sampler.seed:
             raise InputError(f"the run in {folder} has seed {content['seed']}, not {sampler.seed}")
-        if content["system"] != sampler.molecule.physical_xml:
-            raise InputError(f"the run in {folder} is of another system")
+        differing = [key for key, value in _setup(sampler).items() if content["setup"].get(key) != value]
+        if differing:
+            raise InputError(f"the run in {folder} is of another setup, in its {', '.join(differing)}")
         number = content["number"]
         campaign = sampler.new_campaign()
         campaign.chain = [Frames.load(state / f"chain-{number}.npz")]
@@ -337,17 +387,18 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
             if content["rotors_known"]:
                 campaign.rotors = [(int(a), int(b), int(c)) for a, b, c in arrays["rotors"]]
         campaign.rounds = [Draws(Frames.load(state / f"draws-{k}.npz"), drawn[k]) for k in range(content["n_rounds"])]
-        if (state / f"generator-{number}").is_dir():
+        if campaign.rounds or (state / f"generator-{number}").is_dir():
             campaign.generator = Generator.load(state / f"generator-{number}")
-        for name, value in content["cost"].items():
-            setattr(campaign.cost, name, value)
+        campaign.cost, campaign.plan = Cost(**content["cost"]), Plan(**content["plan"])
         campaign.round, campaign.trainings = content["round"], content["trainings"]
         campaign.density_error = float("nan") if content["density_error"] is None else content["density_error"]
         campaign.ledger = Ledger.read(state / f"ledger-{number}.csv", campaign.ledger.cv_names)
+        if len(campaign.ledger.rows) != content["ledger_rows"]:
+            raise ValueError("the ledger has lost rows")
         sampler.restore(
             campaign, content["history"], content["wall_seconds"], content["sampler_seeds"], content["campaign_seeds"]
         )
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the state in {state} is damaged: {error}") from None
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"the state in {state} is damaged: {one_line(error)}") from None

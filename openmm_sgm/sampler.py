@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from openmm import app, unit
 
-from .campaign import Campaign
+from .campaign import Campaign, Plan
 from .cvs import CollectiveVariable
 from .executors import make_executor
 from .explore import explore
@@ -115,6 +115,7 @@ class ScoreSampler:
 
         Parameters
         ----------
+        force_evaluations : the budget; a call that was interrupted goes on where it was, within the budget given now
         target_error : Quantity or kJ/mol; end earlier when the surface's RMS standard error is below it
 
         Raises
@@ -122,53 +123,69 @@ class ScoreSampler:
         InputError
             for a budget that is too small to begin with.
         """
-        if isinstance(force_evaluations, bool) or int(force_evaluations) != force_evaluations or force_evaluations <= 0:
-            raise InputError(f"force_evaluations must be a whole number above zero, got {force_evaluations!r}")
+        budget = self.check_budget(force_evaluations)
         if target_error is not None:
             target_error = strip_units(target_error, unit.kilojoule_per_mole)
+        if self.campaign is None:
+            self.campaign = self.new_campaign()
+        cost, o = self.campaign.cost.total, self.options
+        if self.campaign.plan.rounds:  # an interrupted call goes on
+            self.campaign.plan.end = cost + budget
+        else:
+            self.campaign.plan = Plan(cost + budget, int(budget * o.explore_share), o.rounds)
         started = time.perf_counter()
         with self._executor() as executor:
+            self.campaign.executor, self.campaign.chunks = executor, max(1, self.workers)
             try:
-                self._loop(int(force_evaluations), target_error, executor)
+                while self.campaign.plan.rounds:
+                    self._round(target_error)
             finally:
                 self.wall_seconds += time.perf_counter() - started
 
-    def _loop(self, budget: int, target_error: float | None, executor: Executor) -> None:
-        chunks = max(1, self.workers)
-        if self.campaign is None:
-            self.campaign = self.new_campaign()
-        campaign, o = self.campaign, self.options
-        campaign.executor, campaign.chunks = executor, chunks
-        end = campaign.cost.total + budget
-        smallest = 4 * o.first_steps
-        if budget < smallest:
-            raise InputError(f"{budget} force evaluations are too few to begin with: give {smallest} or more")
-        left_to_explore = int(budget * o.explore_share)
-        first = campaign.round % o.rounds  # above 0 when an interrupted run goes on
-        for k in range(first, o.rounds):
+    def check_budget(self, force_evaluations: int) -> int:
+        """Return a budget as a whole number, or raise `InputError` for one that is too small to begin with."""
+        if isinstance(force_evaluations, bool) or int(force_evaluations) != force_evaluations or force_evaluations <= 0:
+            raise InputError(f"force_evaluations must be a whole number above zero, got {force_evaluations!r}")
+        smallest = 4 * self.options.first_steps
+        if force_evaluations < smallest and self.campaign is None:
+            raise InputError(
+                f"{force_evaluations} force evaluations are too few to begin with: give {smallest} or more"
+            )
+        return int(force_evaluations)
+
+    def _round(self, target_error: float | None) -> None:
+        """Explore, train, generate and inject, simulate; each round generates twice as much as the one before."""
+        campaign, o = self._begun(), self.options
+        plan = campaign.plan
+        if not plan.explored:
             before = campaign.cost.total
-            explore(campaign, left_to_explore)
-            left_to_explore -= campaign.cost.total - before
-            if k == 0:
+            explore(campaign, plan.explore)
+            plan.explore -= campaign.cost.total - before
+            plan.explored = True
+            if plan.rounds == o.rounds:
                 self._note("exploration")
-            campaign.round += 1
-            windows, shares = campaign.active_windows()
-            md = len(windows) * (o.md_steps + o.md_steps // o.frame_interval + 1)
-            left = end - campaign.cost.total - md * (o.rounds - k)
-            counts = np.floor(shares * left * 2**k / (2**o.rounds - 2**k)).astype(np.int64)
-            if counts.min() < 1:
-                self.progress("the budget is spent before another round")
-                campaign.round -= 1
-                break
-            campaign.train()
-            campaign.refine_ode_steps()
-            campaign.generate_and_inject(windows, counts)
-            campaign.simulate(windows, o.md_steps)
-            campaign.update_free_energies()
-            error = self._note(f"round {campaign.round}")
-            if target_error is not None and error < target_error:
-                self.progress(f"the error, {error:.2f} kJ/mol, is below the target")
-                break
+                self._tell()
+        windows, shares = campaign.active_windows()
+        md = len(windows) * (o.md_steps + o.md_steps // o.frame_interval + 1)
+        left = plan.end - campaign.cost.total - md * plan.rounds
+        counts = np.floor(shares * left / (2**plan.rounds - 1)).astype(np.int64)
+        if counts.min() < 1:
+            self.progress("the budget is spent before another round")
+            plan.rounds = 0
+            self._tell()
+            return
+        campaign.round += 1
+        campaign.train()
+        campaign.refine_ode_steps()
+        campaign.generate_and_inject(windows, counts)
+        campaign.simulate(windows, o.md_steps)
+        campaign.update_free_energies()
+        plan.rounds, plan.explored = plan.rounds - 1, False
+        error = self._note(f"round {campaign.round}")
+        if target_error is not None and error < target_error:
+            self.progress(f"the error, {error:.2f} kJ/mol, is below the target")
+            plan.rounds = 0
+        self._tell()
 
     def _note(self, stage: str) -> float:
         """Append to the history and tell; return the surface's RMS error."""
@@ -193,11 +210,13 @@ class ScoreSampler:
         acceptance = "" if record["acceptance"] is None else f"acceptance {record['acceptance']:.2f}, "
         self.progress(
             f"{stage}: {record['force_evaluations']:,} force evaluations, {record['windows']} windows, {acceptance}"
-            f"error {record['error_kj_mol']:.2f} kJ/mol"
+            + (f"error {error:.2f} kJ/mol" if np.isfinite(error) else "error unknown")
         )
+        return error
+
+    def _tell(self) -> None:
         if self.on_round is not None:
             self.on_round(self)
-        return error
 
     def new_campaign(self) -> Campaign:
         """Return the state of a run that has not begun."""
@@ -346,6 +365,10 @@ class ScoreSampler:
             labels = LabelDistribution.from_surface(surface.free_energy, surface.edges, campaign.grid, windows)
             self._mover = UnbiasedMoves(self.molecule, campaign.grid, campaign.generator, labels)
         return self._mover
+
+    def _begun(self) -> Campaign:
+        assert self.campaign is not None
+        return self.campaign
 
     def _campaign(self) -> Campaign:
         if self.campaign is None or not self.campaign.chain:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .cvs import CV_KINDS, CollectiveVariable, as_cvs
 from .system import MolecularSystem, bin_counts
-from .units import InputError
+from .units import InputError, one_line
 
 __all__ = ["load_system"]
 
@@ -65,9 +65,11 @@ def load_system(folder: Path) -> MolecularSystem:
     try:
         with path.open("rb") as stream:
             table = tomllib.load(stream)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} holds no system.toml") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
     try:
         options = _SystemFile.model_validate(table)
@@ -110,7 +112,7 @@ def _read_structure(folder: Path, name: str) -> tuple[app.Topology, np.ndarray]:
         structure = readers[path.suffix.lower()](str(path))
         return structure.topology, structure.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
     except Exception as error:  # the readers raise whatever the first broken field leads to
-        raise InputError(f"'{name}' cannot be read: {_one_line(error)}") from error
+        raise InputError(f"'{name}' cannot be read: {one_line(error)}") from error
 
 
 def _build_system(folder: Path, options: _SystemFile, topology: app.Topology) -> openmm.System:
@@ -120,11 +122,10 @@ def _build_system(folder: Path, options: _SystemFile, topology: app.Topology) ->
         given = [key for key in _FORCE_FIELD_KEYS if getattr(options, key) is not None]
         if given:
             raise InputError(f"{', '.join(given)} belong to force_field; '{options.system}' has them already")
-        text = _inside(folder, options.system).read_text()
         try:
-            system = openmm.XmlSerializer.deserialize(text)
-        except openmm.OpenMMException as error:
-            raise InputError(f"'{options.system}' cannot be read: {_one_line(error)}") from error
+            system = openmm.XmlSerializer.deserialize(_inside(folder, options.system).read_text())
+        except (openmm.OpenMMException, UnicodeDecodeError, OSError) as error:
+            raise InputError(f"'{options.system}' cannot be read: {one_line(error)}") from error
         if not isinstance(system, openmm.System):
             raise InputError(f"'{options.system}' holds no System but {type(system).__name__}")
         return system
@@ -139,7 +140,7 @@ def _build_system(folder: Path, options: _SystemFile, topology: app.Topology) ->
     try:
         return app.ForceField(*files).createSystem(topology, **arguments)
     except Exception as error:  # ValueError as a rule; a broken XML file raises anything
-        raise InputError(f"{' + '.join(names)} does not fit '{options.topology}': {_one_line(error)}") from error
+        raise InputError(f"{' + '.join(names)} does not fit '{options.topology}': {one_line(error)}") from error
 
 
 def _force_field_files(folder: Path, names: list[str]) -> list[str]:
@@ -181,7 +182,3 @@ def _build_cv(folder: Path, table: _Cv, positions: np.ndarray) -> CollectiveVari
     if missing:
         raise InputError(f"CV '{table.name}': a {table.kind} needs {', '.join(missing)}")
     return kind(table.name, **arguments)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

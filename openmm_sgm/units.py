@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from openmm import unit
 
-__all__ = ["BOLTZMANN_KJ_MOL_K", "InputError", "SamplingError", "strip_units", "thermal_energy"]
+__all__ = ["BOLTZMANN_KJ_MOL_K", "InputError", "SamplingError", "one_line", "strip_units", "thermal_energy"]
 
 BOLTZMANN_KJ_MOL_K = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 
@@ -18,6 +18,11 @@ class InputError(ValueError):
 
 class SamplingError(RuntimeError):
     """A run cannot go on, through no fault of the input's form; the message says why in one sentence."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message without line breaks and without a full stop, to stand within a sentence."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def strip_units(value: Any, target: unit.Unit) -> Any:
