@@ -13,7 +13,7 @@ import openmm
 import torch
 
 from .cvs import Torsion
-from .executors import SerialExecutor
+from .executors import SerialExecutor, one_thread
 from .frames import BURN_IN, GENERATED, INJECTED, MD, Frames
 from .generator import Generator, generate, log_densities
 from .importance import Draws, effective_sample_size, effective_weights, generator_free_energies
@@ -251,9 +251,7 @@ class Campaign:
             rng=rng,
         )
         ode_steps = self.generator.steps if self.generator else self.options.ode_steps
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a second one saves a third at best, and costs fourfold when another process is busy
-        try:
+        with one_thread():
             result = train(
                 data,
                 options=options,
@@ -262,8 +260,6 @@ class Campaign:
                 previous=self.generator,
                 ode_steps=ode_steps,
             )
-        finally:
-            torch.set_num_threads(threads)
         self.generator = result.generator
         self.cost.train_seconds += time.perf_counter() - started
         self.trainings.append(

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 MAXIMUM_CVS = 3
+RESERVED_NAMES = ("free_energy_kj_mol", "std_error_kj_mol", "log_weight")
 Values = Callable[[mdtraj.Trajectory], np.ndarray]
 Unit = Literal["rad", "nm", ""]
 _UNITS: dict[str, units.Unit] = {"rad": units.radian, "nm": units.nanometer, "": units.dimensionless}
@@ -75,6 +76,8 @@ class CollectiveVariable(ABC):
     ) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
             raise InputError(f"the name of a CV must be letters, digits or any of _ . + -, got {name!r}")
+        if name in RESERVED_NAMES:
+            raise InputError(f"'{name}' is a column of the output and cannot be the name of a CV")
         if unit not in _UNITS:
             raise InputError(f"CV '{name}': the unit must be one of {', '.join(map(repr, _UNITS))}, got {unit!r}")
         target = _UNITS[unit]

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from typing import Any, TypeVar
 
+import threadpoolctl
+
 from .units import InputError
 
-__all__ = ["SerialExecutor", "WorkerPool", "make_executor", "run_units"]
+__all__ = ["SerialExecutor", "WorkerPool", "make_executor", "one_thread", "run_units"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,6 +36,24 @@ def make_executor(workers: int) -> Executor:
     if workers < 0:
         raise ValueError(f"workers must be 0 (run in this process) or more, got {workers}")
     return WorkerPool(workers) if workers else SerialExecutor()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, torch and BLAS use one thread in this process; afterwards as many as before.
+
+    The matrices here are small: a second thread saves a third of the time at best, and when another process is busy
+    the two wait for each other and cost many times more (measured).
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpoolctl.threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class SerialExecutor(Executor):

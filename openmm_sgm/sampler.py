@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from openmm import app, unit
 
 from .campaign import Campaign, Plan
 from .cvs import CollectiveVariable
-from .executors import make_executor
+from .executors import make_executor, one_thread
 from .explore import explore
 from .frames import INJECTED, MD, Frames
 from .free_energy import Estimate, Method, Surface, estimate
@@ -91,12 +92,12 @@ class ScoreSampler:
             if cvs is None:
                 raise InputError("give one to three collective variables")
             self.molecule = MolecularSystem.from_simulation(simulation, cvs, temperature)
-        if not isinstance(seed, int) or seed < 0:
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or index(seed) < 0:
             raise InputError(f"the seed must be a whole number, 0 or more, got {seed!r}")
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         if self.workers < 0:
             raise InputError(f"workers must be 0 or more, got {workers}")
-        self.seed = seed
+        self.seed = index(seed)
         self.options = options or SamplerOptions()
         self.progress, self.on_round = progress or (lambda line: None), on_round
         self._given_executor = executor
@@ -134,7 +135,7 @@ class ScoreSampler:
         else:
             self.campaign.plan = Plan(cost + budget, int(budget * o.explore_share), o.rounds)
         started = time.perf_counter()
-        with self._executor() as executor:
+        with self._executor() as executor, one_thread():
             self.campaign.executor, self.campaign.chunks = executor, max(1, self.workers)
             try:
                 while self.campaign.plan.rounds:
@@ -347,12 +348,13 @@ class ScoreSampler:
         groups = simulation.integrator.getIntegrationForceGroups()
         rng = np.random.default_rng(self._seeds.spawn(1)[0])
         done = 0
-        while done < steps:
-            stretch = min(interval, steps - done)
-            simulation.step(stretch)
-            done += stretch
-            if stretch == interval:
-                mover.visit(simulation.context, groups, VISIT_PROPOSALS, rng)
+        with one_thread():
+            while done < steps:
+                stretch = min(interval, steps - done)
+                simulation.step(stretch)
+                done += stretch
+                if stretch == interval:
+                    mover.visit(simulation.context, groups, VISIT_PROPOSALS, rng)
         return mover.statistics
 
     def _moves(self) -> UnbiasedMoves:

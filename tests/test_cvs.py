@@ -249,6 +249,7 @@ BAD = {
     "part window": (lambda: Torsion("phi", (0, 1, 2, 3), windows=2.5), "windows must be a whole number"),
     "negative k": (lambda: Torsion("phi", (0, 1, 2, 3), force_constant=-1), "force constant must be positive"),
     "name": (lambda: Torsion("phi, psi", (0, 1, 2, 3)), "the name of a CV"),
+    "reserved name": (lambda: Torsion("log_weight", (0, 1, 2, 3)), "a column of the output"),
     "small reference": (lambda: RMSD("d", (0, 1, 5), np.zeros((4, 3)), 0, 1), "must hold all atoms"),
     "flat reference": (lambda: RMSD("d", (0, 1, 5), np.zeros(12), 0, 1), r"shape \(n_atoms, 3\)"),
     "no pairs": (lambda: ContactNumber("n", 0.3, 0, 1), "either pairs of atoms or two groups"),

@@ -10,8 +10,10 @@ from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import threadpoolctl
+import torch
 
-from openmm_sgm.executors import SerialExecutor, make_executor, run_units
+from openmm_sgm.executors import SerialExecutor, make_executor, one_thread, run_units
 from openmm_sgm.units import InputError
 
 
@@ -142,3 +144,16 @@ def is_running(process: int) -> bool:
         return False
     status = Path(f"/proc/{process}/stat")
     return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_one_thread_is_for_a_while() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="inside"), one_thread():
+            assert torch.get_num_threads() == 1
+            assert {library["num_threads"] for library in threadpoolctl.threadpool_info()} <= {1}
+            raise RuntimeError("inside")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
