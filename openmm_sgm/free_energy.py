@@ -197,7 +197,7 @@ def _pool(
         own = 1 / g[chain.windows]
         parts.append(chain)
         weights.append(own)
-        replicas.append(own[:, None] * _block_counts(chain.windows, g, n_bootstrap, rng))
+        replicas.append(own.astype(np.float32)[:, None] * _block_counts(chain.windows, g, n_bootstrap, rng))
     for draws in rounds:
         counts = resample_draws(draws, n_bootstrap, rng)
         draw_counts.append(counts)
@@ -205,9 +205,9 @@ def _pool(
         own[_sum_by(draws.frames.windows, own, len(grid.centers))[draws.frames.windows] < LEAST_EFFECTIVE] = 0.0
         parts.append(draws.frames)
         weights.append(own)
-        replicas.append(own[:, None] * counts)
+        replicas.append(own.astype(np.float32)[:, None] * counts)
     frames = Frames.concatenate(parts)
-    weight, replica = np.concatenate(weights), np.concatenate(replicas).astype(np.float32)
+    weight, replica = np.concatenate(weights), np.concatenate(replicas)
     windows, columns = np.unique(frames.windows, return_inverse=True)
     sizes = np.bincount(columns, weight)
     used = (sizes > 0)[columns] & (weight > 0)
@@ -221,8 +221,8 @@ def _pool(
 
 
 def _block_counts(windows: np.ndarray, g: np.ndarray, n_bootstrap: int, rng: np.random.Generator) -> np.ndarray:
-    """Return how often each chain sample is taken, shape (n, B), when whole blocks are resampled."""
-    counts = np.ones((len(windows), n_bootstrap))
+    """Return how often each chain sample is taken, float32, shape (n, B), when whole blocks are resampled."""
+    counts = np.ones((len(windows), n_bootstrap), dtype=np.float32)
     for rows in rows_by_window(windows):
         length = int(np.ceil(min(BLOCK * g[windows[rows[0]]], max(1, len(rows) / LEAST_BLOCKS))))
         block = np.arange(len(rows)) // length

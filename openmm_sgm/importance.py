@@ -56,7 +56,7 @@ def effective_weights(frames: Frames) -> np.ndarray:
 
 
 def generator_free_energies(rounds: Sequence[Draws], n_windows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return F(c) = −log E_q[exp(−β(U + bias_c))|Z|^½ / q(x|c)] and its standard error, kT (DESIGN, equation 6).
+    """Return F(c) = −log E_q[exp(−β(U + bias_c))|Z|^½ / q(x|c)] and its standard error, kT (README, "How it works", 6).
 
     Rounds are averaged by their effective numbers. NaN for a window with fewer than `LEAST_EFFECTIVE` in all.
     """
@@ -80,8 +80,8 @@ def generator_free_energies(rounds: Sequence[Draws], n_windows: int) -> tuple[np
 
 
 def resample_draws(draws: Draws, n_bootstrap: int, rng: np.random.Generator) -> np.ndarray:
-    """Return how often each draw is taken, shape (n, B); draws of weight zero are resampled with the others."""
-    counts = np.ones((len(draws.frames), n_bootstrap))
+    """Return how often each draw is taken, float32, shape (n, B); those of weight zero are resampled as well."""
+    counts = np.ones((len(draws.frames), n_bootstrap), dtype=np.float32)
     for rows in rows_by_window(draws.frames.windows):
         n = int(draws.drawn[draws.frames.windows[rows[0]]])
         p = np.full(len(rows) + 1, 1 / n)

@@ -57,7 +57,7 @@ def log_importance(
 ) -> np.ndarray:
     """Return log[π_c(x)/q(x|c)] up to the constant of π_c; all arrays of shape (n,), energies in kJ/mol.
 
-    π_c ∝ exp(−βU − bias) |Z|^½ (DESIGN, equations 1 and 5; the last factor is Fixman's, see `Representation`). A
+    π_c ∝ exp(−βU − bias) |Z|^½ (README, "How it works", 1 and 5; the last factor is Fixman's, see `Representation`). A
     configuration whose density is 0 gets +inf, one whose energy is not finite −inf.
     """
     log_target = -beta * energies - reduced_bias + log_constraint_factor

@@ -23,8 +23,8 @@ __all__ = [
     "window_shares",
 ]
 
-BIAS_CUTOFF = 40.0
-"""Reduced bias (kT) above which a sample says nothing of a window: exp(−40) is below double rounding of a sum."""
+BIAS_CUTOFF = 30.0
+"""Reduced bias (kT) above which a sample says nothing of a window: exp(−30) is 1e-13."""
 OVERLAP_THRESHOLD = 0.03
 """Two windows are connected when this share of one's samples could be the other's (Klimovich et al. 2015, sec. 4.2)."""
 
@@ -72,17 +72,17 @@ def mbar_free_energies(
     windows = np.array([chain.windows[rows[0]] for rows in keep])
     counts = np.array([len(rows) for rows in keep])
     samples = np.concatenate(keep)
-    reduced = grid.reduced_bias(chain.cvs[samples][None], grid.centers[windows][:, None])
-    terms = scipy.sparse.csr_matrix(np.where(reduced < BIAS_CUTOFF, np.exp(-reduced), 0.0).T)
+    terms = bias_terms(chain.cvs[samples], grid, windows)
     known = np.zeros(1) if guess is None or not np.isfinite(guess).any() else guess[np.isfinite(guess)]
     start = np.full(len(windows), known.mean()) if guess is None else np.nan_to_num(guess[windows], nan=known.mean())
     rough = weighted_mbar(terms, np.ones(len(samples)), counts.astype(float), start)
     overlap = overlap_matrix(terms, rough, counts.astype(float))
+    del terms
     linked = _largest_connected(overlap, counts)
     columns = np.flatnonzero(linked)
-    rows = np.flatnonzero(np.repeat(linked, counts))
+    rows = samples[np.repeat(linked, counts)]
     mbar = _pymbar().MBAR(
-        reduced[np.ix_(columns, rows)],
+        grid.reduced_bias(chain.cvs[rows][None], grid.centers[windows[columns]][:, None]),
         counts[columns],
         initial_f_k=rough[columns] - rough[columns][0],
         solver_protocol="robust",

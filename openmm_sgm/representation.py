@@ -1,7 +1,7 @@
 """Internal coordinates of any bonded molecule: fit, encode, decode, and the volume element.
 
 The coordinates are bond lengths, bond angles and torsions of a Z-matrix that follows the bond graph. What makes them
-easy for a score model (each measured; see DESIGN):
+easy for a score model (each measured):
 
 * the second and later children of an atom are placed by the torsion to their first sibling, which is unimodal;
 * a torsion that is a CV enters as its offset from the label;

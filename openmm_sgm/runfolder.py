@@ -112,15 +112,15 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str, Any]:
-    """Write everything section 6 of the design promises, except the report, and return the content of result.json."""
+    """Write all files of a finished run except the report, and return the content of result.json."""
     campaign = sampler.campaign
     if campaign is None or not campaign.rounds or campaign.generator is None:
         raise InputError("the budget was too small for a single round: give more force evaluations")
     kt = thermal_energy(sampler.molecule.temperature_k)
+    macro, macro_error, overlap = sampler.mbar()  # first: it needs the most memory
     estimate = sampler.estimate()
     estimate.surface.write_csv(folder / "surface.csv")
     micro, micro_error = generator_free_energies(campaign.rounds, len(campaign.grid.centers))
-    macro, macro_error, overlap = sampler.mbar()
     difference, rmse = consistency(micro, macro, kt, sampler.options.surface_height)
     asked = np.isfinite(campaign.acceptance)
     too_high, unaffordable = unreached(campaign)

@@ -22,6 +22,9 @@ from .zmatrix import ZMatrix
 
 __all__ = ["TrainingOptions", "TrainingResult", "TrainingSet", "build_training_set", "train"]
 
+CHUNK = 4096
+"""Frames whose biases in all windows are computed at once."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -106,15 +109,24 @@ def build_training_set(
     free_energies : shape (n_windows,), kT, of all windows of the grid, NaN where there is none
     """
     known = np.flatnonzero(np.isfinite(free_energies))
-    log_terms = free_energies[known] - grid.reduced_bias(frames.cvs[:, None], grid.centers[known])
-    size = np.zeros(len(free_energies))
-    np.add.at(size, frames.windows, sample_weights)
-    top = log_terms.max(axis=1, keepdims=True)
-    terms = np.exp(log_terms - top)
-    share = sample_weights * terms.sum(axis=1) / (terms @ np.maximum(size[known], 1e-12))
+    size = np.bincount(frames.windows, sample_weights, minlength=len(free_energies))
+
+    def terms(cvs: np.ndarray) -> np.ndarray:
+        """Return exp(f_k − bias_k) up to a factor common to all k, shape (n, n_known)."""
+        log_terms = free_energies[known] - grid.reduced_bias(cvs[:, None], grid.centers[known])
+        return np.asarray(np.exp(log_terms - log_terms.max(axis=1, keepdims=True)))
+
+    share = np.empty(len(frames))
+    for start in range(0, len(frames), CHUNK):
+        some = slice(start, start + CHUNK)
+        here = terms(frames.cvs[some])
+        share[some] = sample_weights[some] * here.sum(axis=1) / (here @ np.maximum(size[known], 1e-12))
     chosen = rng.choice(len(frames), size=rows, p=share / share.sum())
-    cumulative = np.cumsum(terms[chosen], axis=1)
-    picks = (cumulative < rng.random(rows)[:, None] * cumulative[:, -1:]).sum(axis=1)
+    picks = np.empty(rows, dtype=np.int64)
+    for start in range(0, rows, CHUNK):
+        some = slice(start, start + CHUNK)
+        cumulative = np.cumsum(terms(frames.cvs[chosen[some]]), axis=1)
+        picks[some] = (cumulative < rng.random(len(cumulative))[:, None] * cumulative[:, -1:]).sum(axis=1)
     labels = grid.centers[known][np.minimum(picks, len(known) - 1)]
 
     positions, forces = permuted([frames.positions[chosen], frames.forces[chosen]], rotors, rng)
@@ -151,7 +163,7 @@ def train(
     previous: Generator | None = None,
     ode_steps: int = 10,
 ) -> TrainingResult:
-    """Fit the score network by denoising and force-informed score matching (DESIGN, equation 3).
+    """Fit the score network by denoising and force-informed score matching (README, "How it works", 3).
 
     The weights of `previous` are the start where its representation has the same coordinates.
     """

@@ -96,8 +96,8 @@ class MoveStatistics:
 class UnbiasedMoves:
     """Metropolis moves that leave exp(−βU)|Z|^½ invariant in a user's own context.
 
-    Given x, the label c is drawn from N(ξ(x), kT/κ) (DESIGN, equation 2), which makes (x, c) a draw of the joint law
-    π(x) N(c; ξ(x)). A proposal is c' ~ p, x' ~ q(·|c'), accepted with Hastings' ratio on the joint space,
+    Given x, the label c is drawn from N(ξ(x), kT/κ) (README, "How it works", 2), which makes (x, c) a draw of
+    the joint law π(x) N(c; ξ(x)). A proposal is c' ~ p, x' ~ q(·|c'), accepted with Hastings' ratio on the joint space,
     min(1, [π_c'(x')/(q(x'|c') p(c'))] / [π_c(x)/(q(x|c) p(c))]); then the label is forgotten.
     """
 

@@ -17,7 +17,7 @@ __all__ = ["WindowGrid"]
 
 PERIODIC_WINDOWS = 18
 WINDOWS = 12
-OVERLAP = 1.9
+OVERLAP = 1.8
 """Default spacing of windows in units of an umbrella's own width √(kT/κ)."""
 
 
@@ -42,8 +42,8 @@ class WindowGrid:
     def over(cvs: Sequence[CollectiveVariable], temperature_k: float) -> WindowGrid:
         """Return the grid for `cvs`: what a CV does not say is 18 windows a period, or 12 over a range.
 
-        A force constant that is not given makes neighbours overlap: the spacing is 1.9 widths of the umbrella. For
-        torsions at 300 K that is 74 kJ/mol/rad².
+        A force constant that is not given makes neighbours overlap: the spacing is 1.8 widths of the umbrella. For
+        torsions at 300 K that is 66 kJ/mol/rad².
         """
         axes, constants = [], []
         for cv in cvs:
@@ -83,8 +83,14 @@ class WindowGrid:
 
     def reduced_bias(self, cvs: np.ndarray, centers: np.ndarray) -> np.ndarray:
         """Return ½ Σ κ d² / kT, broadcast over the leading axes of `cvs` and `centers`, both (..., n_cvs)."""
-        delta = self.difference(cvs, centers)
-        return 0.5 * (self.force_constants * delta**2).sum(axis=-1) / thermal_energy(self.temperature_k)
+        scale = 0.5 * self.force_constants / thermal_energy(self.temperature_k)
+        total: np.ndarray | float = 0.0
+        for k, period in enumerate(self.periods):  # one CV at a time: these arrays are the largest there are
+            delta = np.asarray(cvs)[..., k] - np.asarray(centers)[..., k]
+            if period is not None:
+                delta = delta - period * np.floor(delta / period + 0.5)
+            total = total + scale[k] * delta**2
+        return np.asarray(total)
 
     def nearest(self, cvs: np.ndarray) -> int:
         """Return the window whose centre is closest to the point `cvs`, shape (n_cvs,)."""

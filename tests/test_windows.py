@@ -51,9 +51,9 @@ def test_over_torsions_by_default() -> None:
     assert grid.temperature_k == 300.0
     for axis in grid.axes:
         np.testing.assert_allclose(np.degrees(axis), np.arange(-170, 180, 20), atol=1e-12)
-    np.testing.assert_allclose(grid.force_constants, 74, atol=0.5)
+    np.testing.assert_allclose(grid.force_constants, 66, atol=0.5)
     width = np.sqrt(thermal_energy(300.0) / grid.force_constants)
-    np.testing.assert_allclose(np.radians(20) / width, 1.9, rtol=1e-12)
+    np.testing.assert_allclose(np.radians(20) / width, 1.8, rtol=1e-12)
 
 
 def test_over_a_range_by_default() -> None:
@@ -61,7 +61,7 @@ def test_over_a_range_by_default() -> None:
     assert grid.shape == (12,)
     assert grid.periods == (None,)
     np.testing.assert_allclose(grid.axes[0], 0.3 + 0.05 * (np.arange(12) + 0.5), rtol=1e-14)
-    np.testing.assert_allclose(grid.force_constants, thermal_energy(400.0) * (1.9 / 0.05) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(grid.force_constants, thermal_energy(400.0) * (1.8 / 0.05) ** 2, rtol=1e-12)
 
 
 def test_over_with_given_windows_and_force_constants() -> None:
@@ -76,7 +76,7 @@ def test_over_with_given_windows_and_force_constants() -> None:
     np.testing.assert_allclose(np.degrees(grid.axes[0]), [-150, -90, -30, 30, 90, 150], atol=1e-12)
     np.testing.assert_allclose(grid.axes[2], [0.125, 0.375, 0.625, 0.875])
     # the spacing that overlap is made for is that of the windows given
-    expected = [thermal_energy(300.0) * (1.9 / np.radians(60)) ** 2, 900.0, 50.0]
+    expected = [thermal_energy(300.0) * (1.8 / np.radians(60)) ** 2, 900.0, 50.0]
     np.testing.assert_allclose(grid.force_constants, expected, rtol=1e-12)
 
 

@@ -1,6 +1,6 @@
 """A reference surface of alanine dipeptide by umbrella sampling with OpenMM and pymbar alone; nothing of this package.
 
-    python benchmarks/reference_surface.py FOLDER [REPLICAS]
+    python make_umbrella_below_40.py FOLDER [REPLICAS]
 
 Each replica samples 324 windows (18 × 18, κ = 100 kJ/mol/rad²) for 0.2 ns each, row after row: a row is pulled to its
 φ, then through all ψ. A replica takes about four minutes on two cores; its samples are kept in FOLDER, so that the
@@ -8,7 +8,7 @@ analysis can be done again.
 
 Windows high on the ridge near φ = 0 are bistable: where such a window stays depends on the side it was pulled from, and
 MBAR turns the contradiction into a smooth error over the whole surface. So windows whose free energy is above
-`HIGHEST` are left out, and the surface with all of them is printed beside it to show what they do.
+`HIGHEST_KJ_MOL` are left out, and the surface with all of them is printed beside it to show what they do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import openmm
 import pymbar
 from openmm import app
 
-SYSTEM = Path(__file__).parents[1] / "systems" / "alanine_dipeptide_vacuum"
+SYSTEM = Path(__file__).parents[1]
 TORSIONS = {"phi": (4, 6, 8, 14), "psi": (6, 8, 14, 16)}
 WINDOWS, BINS = 18, 36
 FORCE_CONSTANT = 100.0
@@ -123,7 +123,7 @@ def surface(samples: np.ndarray, windows: np.ndarray, f: np.ndarray) -> np.ndarr
 
 
 def analyse(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the surface with windows below `HIGHEST`, that with all windows, and how many the former are."""
+    """Return the surface with windows below `HIGHEST_KJ_MOL`, that with all windows, and how many the former are."""
     windows = np.arange(WINDOWS**2)
     f = free_energies(samples, windows, None)
     complete = surface(samples, windows, f)
