@@ -12,6 +12,7 @@ import numpy as np
 import openmm
 
 from .units import thermal_energy
+from .velocities import draw_velocities
 
 __all__ = ["Blowup", "Engine", "MDSettings", "copy_vectors", "engine_for", "refuse_blowup"]
 
@@ -87,6 +88,10 @@ class Engine:
         self.context.setPositions(np.ascontiguousarray(positions, dtype=float))
         self.context.applyConstraints(CONSTRAINT_TOLERANCE)
         self.context.computeVirtualSites()
+
+    def draw_velocities(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.evaluations += draw_velocities(self.context, self.settings.temperature_k, rng)
 
     def set_umbrella(self, center: np.ndarray, force_constants: np.ndarray) -> None:
         for prefix, point, constant in zip(self.settings.bias_prefixes, center, force_constants, strict=True):

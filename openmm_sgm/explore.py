@@ -54,7 +54,7 @@ def _visit_cost(campaign: Campaign) -> int:
     o = campaign.options
     trials = o.trial if campaign.generator else 0
     frames = o.exploration_steps // o.frame_interval
-    return trials + o.pull_steps + o.equilibration_steps + o.exploration_steps + frames + 3
+    return trials + o.pull_steps + o.equilibration_steps + o.exploration_steps + frames + 4
 
 
 def _first_window(campaign: Campaign) -> None:

@@ -154,23 +154,21 @@ def draw_energies(run: RunData) -> Figure:
     axes = figure.subplots()
     d = run.data
     low = below(run, d["micro"], run.height)
-    counts = np.bincount(d["simulated_windows"], minlength=len(low))
-    with np.errstate(invalid="ignore"):
-        mean = np.bincount(d["simulated_windows"], d["simulated_energies"], minlength=len(low)) / counts
-    low &= counts > 0
+    low &= np.isin(np.arange(len(low)), d["simulated_windows"]) & np.isin(np.arange(len(low)), d["generated_windows"])
     simulated, generated = low[d["simulated_windows"]], low[d["generated_windows"]]
-    if not (simulated.any() and generated.any()):
+    if not low.any():
         axes.text(0.5, 0.5, "no window has both", ha="center", transform=axes.transAxes)
         return figure
-    x = d["simulated_energies"][simulated] - mean[d["simulated_windows"][simulated]]
-    y = d["generated_energies"][generated] - mean[d["generated_windows"][generated]]
-    weights = np.zeros(len(y))
-    windows = d["generated_windows"][generated]
+    windows, y = d["generated_windows"][generated], d["generated_energies"][generated]
     log_weights = d["generated_log_weights"][generated]
-    for window in np.unique(windows):
+    weights, mean = np.zeros(len(y)), np.zeros(len(low))
+    for window in np.flatnonzero(low):
         rows = windows == window
         w = np.exp(log_weights[rows] - log_weights[rows].max())
         weights[rows] = w / w.sum() * rows.sum()
+        mean[window] = w @ y[rows] / w.sum()
+    x = d["simulated_energies"][simulated] - mean[d["simulated_windows"][simulated]]
+    y = y - mean[windows]
     low_end, high_end = np.quantile(np.concatenate([x, y]), [0.001, 0.98])
     bins = np.linspace(low_end, high_end, 45).tolist()
     for values, w, colour, label in (

@@ -285,9 +285,10 @@ def _surface(
             mixture = pool.terms @ (pool.sizes * np.exp(f_replicas[b] - f.max()))
             p = binned(pool.replicas[:, b] / mixture)
             replicas.append(np.where(p > 0, -kt * np.log(p), np.nan))
-    low = free_energy < np.nanmin(free_energy) + 25.0
+    low = free_energy < np.min(free_energy[sampled], initial=np.inf) + 25.0
     stack = np.array(replicas)
-    stack -= np.nanmean(stack[:, low], axis=1, keepdims=True)
+    if low.any():
+        stack -= np.nanmean(stack[:, low], axis=1, keepdims=True)
     error = np.full(n_bins, np.nan)
     often = np.isfinite(stack).sum(axis=0) >= max(2, 0.8 * len(stack))
     error[often] = np.nanstd(stack[:, often], axis=0, ddof=1)

@@ -88,7 +88,7 @@ def _page(run: RunData) -> str:
         _figure(
             draw_energies(run),
             f"Potential energy in the windows below {run.height:g} kJ/mol, each minus its window's mean over "
-            "simulated frames. Reweighted, generated configurations must agree with simulated ones.",
+            "reweighted generated configurations. Reweighted, these must agree with simulated ones.",
         ),
         "<h2>What became of the generated configurations</h2>",
         _table([[purpose, verdict, f"{n:,}"] for (purpose, verdict), n in run.verdicts.most_common()]),

@@ -167,7 +167,7 @@ class ScoreSampler:
                 self._note("exploration")
                 self._tell()
         windows, shares = campaign.active_windows()
-        md = len(windows) * (o.md_steps + o.md_steps // o.frame_interval + 1)
+        md = len(windows) * (o.md_steps + o.md_steps // o.frame_interval + 2)
         left = plan.end - campaign.cost.total - md * plan.rounds
         counts = np.floor(shares * left / (2**plan.rounds - 1)).astype(np.int64)
         if counts.min() < 1:
@@ -332,7 +332,7 @@ class ScoreSampler:
             raise InputError(
                 f"the generator cannot be trusted at {dict(values)}: {effective:.1f} effective draws of {RESEED_DRAWS}"
             )
-        mover.place(simulation.context, configuration, rng)
+        mover.place(simulation.context, groups, configuration, rng)
         return effective
 
     def step(self, simulation: app.Simulation, steps: int, interval: int = 500) -> MoveStatistics:

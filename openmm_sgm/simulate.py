@@ -87,9 +87,10 @@ class SegmentResult:
         the frames and their unbiased potential. None of a failed segment's frames is kept
     final_positions, final_velocities : float64, shape (n_atoms, 3), nm and nm/ps; where to go on. After a failure the
         segment's own start and None
-    force_evaluations : integration steps, plus one per stored frame, plus one at the start and one after the pull and
-        the equilibration (where there are any) to see whether the walker is sound; a retry adds its own and the
-        descent's. When a worker dies or an exception is raised in the middle of steps, those asked for are counted
+    force_evaluations : integration steps, plus one per stored frame, plus one where velocities are drawn, plus one at
+        the start and one after the pull and the equilibration (where there are any) to see whether the walker is sound;
+        a retry adds its own and the descent's. When a worker dies or an exception is raised in the middle of steps,
+        those asked for are counted
     failure : why the segment was set aside, else None
     retries : 0, or 1 when it was started again gently
     """
@@ -188,7 +189,6 @@ def _run_segment(engine: Engine, segment: Segment) -> SegmentResult:
 
 def _attempt(engine: Engine, segment: Segment, gentle: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return positions, energies and forces of the frames, or raise where the walker blows up."""
-    temperature = engine.settings.temperature_k
     velocity_seed, noise_seed = _seeds(segment.seed, gentle)
     engine.reseed(noise_seed)
     start = segment.center if segment.pull_from is None else segment.pull_from
@@ -197,7 +197,7 @@ def _attempt(engine: Engine, segment: Segment, gentle: bool) -> tuple[np.ndarray
     if gentle:
         engine.quench(QUENCH_STEPS)
     if gentle or segment.velocities is None:
-        engine.context.setVelocitiesToTemperature(temperature, velocity_seed)
+        engine.draw_velocities(velocity_seed)
     else:
         engine.context.setVelocities(np.ascontiguousarray(segment.velocities, dtype=float))
 

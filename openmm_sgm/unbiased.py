@@ -16,6 +16,7 @@ from .importance import effective_sample_size
 from .inject import Chirality, impossible, log_importance
 from .system import MolecularSystem
 from .units import thermal_energy
+from .velocities import draw_velocities
 from .windows import WindowGrid
 
 __all__ = ["LabelDistribution", "MoveStatistics", "UnbiasedMoves"]
@@ -81,7 +82,7 @@ class LabelDistribution:
 
 @dataclass
 class MoveStatistics:
-    """How many proposals were made and accepted; each cost one evaluation, each visit one more."""
+    """How many proposals were made and accepted; each cost one evaluation, each visit one more, each move another."""
 
     proposed: int = 0
     accepted: int = 0
@@ -115,7 +116,7 @@ class UnbiasedMoves:
     def visit(self, context: openmm.Context, groups: int, proposals: int, rng: np.random.Generator) -> bool:
         """Offer `proposals` configurations to the context, one after the other; return whether it has moved.
 
-        After a move velocities are drawn from the Maxwell–Boltzmann distribution; otherwise the context is as before.
+        After a move velocities are drawn anew (see `draw_velocities`); otherwise the context is as before.
         """
         state = context.getState(positions=True, velocities=True)
         start = _nm(state.getPositions(asNumpy=True))
@@ -138,18 +139,17 @@ class UnbiasedMoves:
                 self.statistics.accepted += 1
         self.statistics.proposed += proposals
         if moved_to >= 0:
-            self.place(context, positions[moved_to], rng)
+            self.place(context, groups, positions[moved_to], rng)
         else:
             context.setPositions(state.getPositions())
             context.setVelocities(state.getVelocities())
         return moved_to >= 0
 
-    def place(self, context: openmm.Context, positions: np.ndarray, rng: np.random.Generator) -> None:
-        """Put a configuration (n_atoms, 3), nm, into the context, with velocities from Maxwell and Boltzmann."""
+    def place(self, context: openmm.Context, groups: int, positions: np.ndarray, rng: np.random.Generator) -> None:
+        """Put a configuration (n_atoms, 3), nm, into the context, with velocities of the ensemble."""
         context.setPositions(positions)
         context.computeVirtualSites()
-        temperature = self.molecule.temperature_k * unit.kelvin
-        context.setVelocitiesToTemperature(temperature, int(rng.integers(1, 2**31 - 1)))
+        self.statistics.force_evaluations += draw_velocities(context, self.molecule.temperature_k, rng, groups)
 
     def draw_at(
         self, context: openmm.Context, groups: int, label: np.ndarray, draws: int, rng: np.random.Generator

@@ -16,6 +16,7 @@ ORDER = (
     "cvs",
     "system",
     "system_file",
+    "velocities",
     "platforms",
     "executors",
     "engine",

@@ -254,7 +254,7 @@ def test_step_tells_what_it_did_and_reporters_see_every_step(
     statistics = sampler.step(simulation, 205, interval=50)
     assert statistics.proposed == 16  # four visits of four
     assert 0 < statistics.accepted <= 16
-    assert statistics.force_evaluations == 4 + 16
+    assert 4 + 16 < statistics.force_evaluations <= 4 + 16 + 4  # and one for each visit that moved
     assert len(simulation.reporters[0].lengths) - reported == 20
     assert simulation.currentStep == 50 + 205
 

@@ -193,11 +193,13 @@ def test_threads_do_not_share_a_context(oscillator: MDSettings) -> None:
 
 def test_force_evaluations_are_counted_exactly(dimer: MDSettings) -> None:
     full = dimer_segment(pull_from=np.array([0.3]), pull_steps=37, equilibration_steps=23, steps=60, frame_interval=20)
-    assert run_one(dimer, full).force_evaluations == (37 + 23 + 60) + 3 + 3
+    assert run_one(dimer, full).force_evaluations == (37 + 23 + 60) + 3 + 3 + 1
     bare = dimer_segment(steps=60, frame_interval=20)
-    assert run_one(dimer, bare).force_evaluations == 60 + 3 + 1
+    assert run_one(dimer, bare).force_evaluations == 60 + 3 + 1 + 1
+    going_on = dimer_segment(velocities=np.zeros((3, 3)), steps=60, frame_interval=20)
+    assert run_one(dimer, going_on).force_evaluations == 60 + 3 + 1
     nothing = run_one(dimer, dimer_segment(steps=0))
-    assert nothing.force_evaluations == 1
+    assert nothing.force_evaluations == 1 + 1
     assert nothing.positions.shape == (0, 3, 3)
 
 
