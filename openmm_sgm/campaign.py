@@ -16,7 +16,7 @@ from .cvs import Torsion
 from .executors import SerialExecutor, one_thread
 from .frames import BURN_IN, GENERATED, INJECTED, MD, Frames
 from .generator import Generator, generate, log_densities
-from .importance import Draws, effective_sample_size, effective_weights, generator_free_energies
+from .importance import Draws, Weights, effective_sample_size
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
 from .mbar import bias_terms, weighted_mbar
 from .options import SamplerOptions
@@ -277,9 +277,8 @@ class Campaign:
         """Return the frames to train on and their weights; generated frames count by their effective number."""
         own = [part[part.source != INJECTED] for part in self.chain]
         weights = [np.ones(len(part)) for part in own]
-        generated = [draws.frames for draws in self.rounds]
-        weights += [effective_weights(part) for part in generated]
-        return Frames.concatenate([*own, *generated]), np.concatenate(weights)
+        weights.append(self.draw_weights().effective)
+        return Frames.concatenate([*own, *(draws.frames for draws in self.rounds)]), np.concatenate(weights)
 
     def refine_ode_steps(self) -> None:
         """Take more integration steps until doubling them moves log q by less than allowed, and remember the error.
@@ -425,14 +424,17 @@ class Campaign:
     def update_free_energies(self) -> None:
         """Estimate the windows' free energies: by MBAR at first, held by the generator's own once there are draws.
 
-        Burn-in frames count only for windows that have no others yet.
+        Burn-in frames count only for windows that have no others yet, injected states where draws cannot be trusted.
         """
-        prior, error = generator_free_energies(self.rounds, len(self.grid.centers))
+        draws = self.draw_weights()
+        prior, error = draws.free_energies()
         chain = Frames.concatenate(self.chain)
         settled = np.unique(chain.windows[chain.source == MD])
-        chain = chain[(chain.source == MD) | ((chain.source == BURN_IN) & ~np.isin(chain.windows, settled))]
-        frames = Frames.concatenate([chain, *(draws.frames for draws in self.rounds)])
-        weights = np.concatenate([np.ones(len(chain)), *(effective_weights(draws.frames) for draws in self.rounds)])
+        first = (chain.source == BURN_IN) & ~np.isin(chain.windows, settled)
+        chain = chain[(chain.source == MD) | first | ((chain.source == INJECTED) & ~draws.trusted[chain.windows])]
+        own = [draws.trusted[part.frames.windows] for part in self.rounds]
+        frames = Frames.concatenate([chain, *(part.frames[rows] for part, rows in zip(self.rounds, own, strict=True))])
+        weights = np.concatenate([np.ones(len(chain)), draws.effective[draws.trusted[draws.windows]]])
         windows, columns = np.unique(frames.windows, return_inverse=True)
         sizes = np.bincount(columns, weights)
         start = np.nan_to_num(self.free_energies[windows], nan=0.0)
@@ -440,6 +442,10 @@ class Campaign:
         f = weighted_mbar(bias_terms(frames.cvs, self.grid, windows), weights, sizes, start, *held)
         self.free_energies = np.full(len(self.grid.centers), np.nan)
         self.free_energies[windows] = f
+
+    def draw_weights(self) -> Weights:
+        """Return the importance weights of all rounds' draws."""
+        return Weights(self.rounds, len(self.grid.centers))
 
     def chain_of(self, *sources: int) -> Frames:
         """Return the chain's frames of these sources, in time order."""

@@ -2,34 +2,37 @@
 
 Three estimators share one pool of samples. A window's *chain* (MD and Metropolis states, correlated) goes through MBAR;
 a window's *draws* (independent, of known density) give an absolute free energy without any overlap; the combined
-estimate is MBAR over MD and draws, held by the draws' absolute free energies within their errors.
+estimate is MBAR over MD and draws, held by the draws' absolute free energies within their errors. A window's generated
+configurations count there as draws where their weights can be trusted, and as states of its Metropolis chain where they
+cannot, never as both.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 import scipy.sparse
 
-from .frames import Frames, rows_by_window
-from .importance import (
-    LEAST_EFFECTIVE,
-    Draws,
-    effective_weights,
-    generator_free_energies,
-    resample_draws,
-    resampled_free_energies,
+from .frames import INJECTED, Frames, rows_by_window
+from .importance import LEAST_EFFECTIVE, Draws, Weights
+from .mbar import (
+    bias_terms,
+    largest_connected,
+    newton_system,
+    overlap_matrix,
+    statistical_inefficiencies,
+    weighted_mbar,
+    window_shares,
 )
-from .mbar import bias_terms, newton_system, statistical_inefficiencies, weighted_mbar, window_shares
-from .units import thermal_energy
+from .units import SamplingError, thermal_energy
 from .windows import WindowGrid
 
-__all__ = ["Estimate", "Method", "Surface", "consistency", "estimate"]
+__all__ = ["Estimate", "Method", "Surface", "consistency", "estimate", "simulated_minus_generated"]
 
 BLOCK, LEAST_BLOCKS = 4.0, 8
 """Length of a bootstrap block in statistical inefficiencies; shorter ones where a chain would have fewer than eight."""
@@ -42,7 +45,9 @@ class Surface:
 
     Attributes
     ----------
-    free_energy, std_error : float64, shape of the bins, kJ/mol; minimum 0, NaN where unsampled
+    free_energy : float64, shape of the bins, kJ/mol; minimum 0, NaN where unsampled
+    std_error : of the difference from the mean over the bins below 25 kJ/mol (not from the minimum, whose bin has an
+        error of its own)
     edges : per CV, bin edges in its unit; names, units : per CV
     """
 
@@ -56,6 +61,11 @@ class Surface:
     def centers(self) -> tuple[np.ndarray, ...]:
         """Per CV, bin centres."""
         return tuple(0.5 * (edge[1:] + edge[:-1]) for edge in self.edges)
+
+    def empty(self) -> Surface:
+        """Return the same bins, all unsampled."""
+        nothing = np.full(self.free_energy.shape, np.nan)
+        return replace(self, free_energy=nothing, std_error=nothing)
 
     def error_below(self, height: float) -> float:
         """Return the RMS standard error (kJ/mol) over bins below `height`, NaN where there is none."""
@@ -113,7 +123,7 @@ def estimate(
 
     Parameters
     ----------
-    chain : the windows' equilibrium chains, or None for method "generator"
+    chain : the windows' equilibrium chains, injected states among them, or None for method "generator"
     rounds : draws, or nothing for method "mbar"
     mbar : free energies by `mbar_free_energies`, kT, shape (n_windows,), for method "mbar": windows that it gives none
         are left out, and MBAR starts from the others for the whole chain, each sample weighing 1 / g
@@ -121,29 +131,36 @@ def estimate(
     Raises
     ------
     ValueError
-        where method "mbar" is not given `mbar`, or no window has a single effective draw for the other two.
+        where method "mbar" is not given `mbar`
+    SamplingError
+        where method "generator" has no window whose weights can be trusted
     """
-    pool = _pool(chain, rounds, grid, n_bootstrap, rng)
-    prior, prior_error = generator_free_energies(rounds, len(grid.centers))
+    draws = Weights(rounds, len(grid.centers))
+    if method == "generator" and not draws.trusted.any():
+        raise SamplingError("in no window can the generated configurations' weights be trusted")
+    if method == "combined" and chain is not None:
+        chain = chain[(chain.source != INJECTED) | ~draws.trusted[chain.windows]]
+    pool = _pool(chain, rounds, draws, grid, n_bootstrap, rng)
     if method == "mbar":
         if mbar is None:
             raise ValueError("method 'mbar' needs the free energies of mbar_free_energies")
         pool = pool.of_windows(np.isfinite(mbar))
         f = weighted_mbar(pool.terms, pool.weights, pool.sizes, mbar[pool.windows])
         f_replicas = _one_step(pool, f, None, None, None)
-    elif not np.isfinite(prior).any():
-        raise ValueError("no window has enough effective draws for a free energy of its own")
     else:
-        replicas = resampled_free_energies(rounds, pool.draw_counts, len(grid.centers))
+        prior, prior_error = draws.free_energies()
+        replicas = draws.resampled_free_energies(pool.draw_counts)
+        replicas = np.where(np.isfinite(replicas), replicas, prior)
         if method == "generator":
-            pool = pool.of_windows(np.isfinite(prior))
-            f = prior[pool.windows]
-            f_replicas = np.where(np.isfinite(replicas[:, pool.windows]), replicas[:, pool.windows], f)
+            pool = pool.of_windows(draws.trusted)
+            f, f_replicas = prior[pool.windows], replicas[:, pool.windows]
         else:
-            held, held_error = prior[pool.windows], prior_error[pool.windows]
-            start = np.nan_to_num(held, nan=float(np.nanmean(held)))
-            f = weighted_mbar(pool.terms, pool.weights, pool.sizes, start, held, held_error)
-            f_replicas = _one_step(pool, f, held, held_error, replicas[:, pool.windows])
+            pool, f = _solved(pool, prior, prior_error)
+            held = prior[pool.windows]
+            if np.isfinite(held).any():
+                f_replicas = _one_step(pool, f, held, prior_error[pool.windows], replicas[:, pool.windows])
+            else:
+                f_replicas = _one_step(pool, f, None, None, None)
     f_replicas = f_replicas - f_replicas.mean(axis=1, keepdims=True) + f.mean()
     free_energies, std_errors = np.full((2, len(grid.centers)), np.nan)
     free_energies[pool.windows], std_errors[pool.windows] = f, f_replicas.std(axis=0, ddof=1)
@@ -159,7 +176,7 @@ class _Pool:
     ----------
     columns : int64, shape (n,); index into `windows`, of the window that each sample belongs to
     terms : sparse, shape (n, K); sizes : shape (K,); replicas : float32, shape (n, B), resampled weights
-    draw_counts : per round, resampled counts (n_r, B) of its draws
+    draw_counts : float32, shape (n_draws, B), resampled counts of all draws
     """
 
     frames: Frames
@@ -169,7 +186,7 @@ class _Pool:
     terms: scipy.sparse.csr_matrix
     sizes: np.ndarray
     replicas: np.ndarray
-    draw_counts: list[np.ndarray]
+    draw_counts: np.ndarray
 
     def of_windows(self, known: np.ndarray) -> _Pool:
         """Return the samples of those windows alone; `known` is a mask over the grid."""
@@ -189,46 +206,79 @@ class _Pool:
 
 
 def _pool(
-    chain: Frames | None, rounds: Sequence[Draws], grid: WindowGrid, n_bootstrap: int, rng: np.random.Generator
+    chain: Frames | None,
+    rounds: Sequence[Draws],
+    draws: Weights,
+    grid: WindowGrid,
+    n_bootstrap: int,
+    rng: np.random.Generator,
 ) -> _Pool:
-    parts, weights, replicas, draw_counts = [], [], [], []
+    """Return the chain's samples, each weighing 1 / g, and the draws of windows that can be trusted."""
+    parts, weights, replicas = [], [], []
     if chain is not None and len(chain):
         g = statistical_inefficiencies(chain, grid)
         own = 1 / g[chain.windows]
         parts.append(chain)
         weights.append(own)
         replicas.append(own.astype(np.float32)[:, None] * _block_counts(chain.windows, g, n_bootstrap, rng))
-    for draws in rounds:
-        counts = resample_draws(draws, n_bootstrap, rng)
-        draw_counts.append(counts)
-        own = effective_weights(draws.frames)
-        own[_sum_by(draws.frames.windows, own, len(grid.centers))[draws.frames.windows] < LEAST_EFFECTIVE] = 0.0
-        parts.append(draws.frames)
-        weights.append(own)
-        replicas.append(own.astype(np.float32)[:, None] * counts)
+    draw_counts = draws.resample(n_bootstrap, rng)
+    own = np.where(draws.trusted[draws.windows], draws.effective, 0.0)
+    parts += [part.frames for part in rounds]
+    weights.append(own)
+    replicas.append(own.astype(np.float32)[:, None] * draw_counts)
     frames = Frames.concatenate(parts)
     weight, replica = np.concatenate(weights), np.concatenate(replicas)
     windows, columns = np.unique(frames.windows, return_inverse=True)
-    sizes = np.bincount(columns, weight)
-    used = (sizes > 0)[columns] & (weight > 0)
-    frames, weight, replica = frames[used], weight[used], replica[used]
-    windows, columns = np.unique(frames.windows, return_inverse=True)
+    terms = bias_terms(frames.cvs, grid, windows)
+    # a sample beyond the cutoff of every window tells nothing of any
+    used = (weight > 0) & (np.asarray(terms.sum(axis=1)).ravel() > 0)
+    frames, weight, replica, terms = frames[used], weight[used], replica[used], terms[used]
+    kept, columns = np.unique(columns[used], return_inverse=True)
+    windows, terms = windows[kept], terms[:, kept]
     sizes = np.bincount(columns, weight)
     # a replica keeps each window's size: it is the law within the window that is resampled
     for rows in rows_by_window(columns):
         replica[rows] *= sizes[columns[rows[0]]] / np.maximum(replica[rows].sum(axis=0), 1e-12)
-    return _Pool(frames, columns, weight, windows, bias_terms(frames.cvs, grid, windows), sizes, replica, draw_counts)
+    return _Pool(frames, columns, weight, windows, terms, sizes, replica, draw_counts)
+
+
+def _solved(pool: _Pool, prior: np.ndarray, prior_error: np.ndarray) -> tuple[_Pool, np.ndarray]:
+    """Return MBAR's free energies held by the prior, and the pool of the windows that they are defined for: those that
+    overlap with each other or have a free energy of their own."""
+    while True:
+        held, held_error = prior[pool.windows], prior_error[pool.windows]
+        known = np.isfinite(held)
+        start = np.where(known, held, held[known].mean() if known.any() else 0.0)
+        anchors = (held, held_error) if known.any() else (None, None)
+        f = weighted_mbar(pool.terms, pool.weights, pool.sizes, start, *anchors)
+        overlap = overlap_matrix(pool.terms, f, pool.sizes, pool.weights)
+        joined = largest_connected(overlap, pool.sizes, known)
+        if joined.all():
+            return pool, f
+        keep = np.zeros(len(prior), dtype=bool)
+        keep[pool.windows[joined]] = True
+        pool = pool.of_windows(keep)
 
 
 def _block_counts(windows: np.ndarray, g: np.ndarray, n_bootstrap: int, rng: np.random.Generator) -> np.ndarray:
-    """Return how often each chain sample is taken, float32, shape (n, B), when whole blocks are resampled."""
+    """Return how often each chain sample is taken, float32, shape (n, B), when whole blocks are resampled.
+
+    Blocks of length L catch the correlation within them only: of a process whose correlation decays exponentially, with
+    statistical inefficiency g = 1 + 2τ, the share 1 − 2τ²(1 − exp(−L/τ)) / (L g) of the variance of the mean. Where
+    chains are short, so that blocks are too, fewer blocks are taken by that share, which makes up for it.
+    """
     counts = np.ones((len(windows), n_bootstrap), dtype=np.float32)
     for rows in rows_by_window(windows):
-        length = int(np.ceil(min(BLOCK * g[windows[rows[0]]], max(1, len(rows) / LEAST_BLOCKS))))
+        inefficiency = g[windows[rows[0]]]
+        length = int(np.ceil(min(BLOCK * inefficiency, max(1, len(rows) / LEAST_BLOCKS))))
         block = np.arange(len(rows)) // length
-        n_blocks = block[-1] + 1
+        n_blocks = int(block[-1]) + 1
         if n_blocks > 1:
-            counts[rows] = rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=n_bootstrap).T[block]
+            tau = (inefficiency - 1) / 2
+            caught = 1 - 2 * tau**2 * -np.expm1(-length / tau) / (length * inefficiency) if tau > 0 else 1.0
+            taken = max(1, round((n_blocks - 1) * caught))
+            counts[rows] = rng.multinomial(taken, np.full(n_blocks, 1 / n_blocks), size=n_bootstrap).T[block]
+            counts[rows] *= n_blocks / taken
     return counts
 
 
@@ -274,9 +324,10 @@ def _surface(
     def binned(weights: np.ndarray) -> np.ndarray:
         return np.bincount(flat[inside], weights[inside], minlength=n_bins)
 
-    relative = np.exp(-(log_mixture - log_mixture.min()))
-    probability = binned(pool.weights * relative)
-    squared = binned((pool.weights * relative) ** 2)
+    log_weights = np.log(pool.weights) - log_mixture
+    log_weights -= np.logaddexp.reduce(log_weights)
+    weights = np.exp(log_weights)
+    probability, squared = binned(weights), binned(weights**2)
     with np.errstate(divide="ignore", invalid="ignore"):
         sampled = probability**2 / squared >= LEAST_EFFECTIVE
         free_energy = np.where(sampled, -kt * np.log(probability), np.nan)
@@ -294,8 +345,6 @@ def _surface(
     error[often] = np.nanstd(stack[:, often], axis=0, ddof=1)
     empty = ~(np.isfinite(error) & (error > 0) & sampled)
     free_energy, error = np.where(empty, np.nan, free_energy), np.where(empty, np.nan, error)
-    log_weights = np.log(pool.weights) - log_mixture
-    log_weights -= np.logaddexp.reduce(log_weights)
     lowest = np.min(free_energy[~empty], initial=np.inf)
     surface = Surface(
         (free_energy - lowest).reshape(shape),
@@ -318,6 +367,23 @@ def consistency(generator: np.ndarray, mbar: np.ndarray, kt: float, height: floa
     low = np.isfinite(difference) & (kt * (generator - np.nanmin(generator)) < height)
     difference = difference - difference[low].mean()
     return difference, float(np.sqrt(np.mean(difference[low] ** 2)))
+
+
+def simulated_minus_generated(simulated: Frames, rounds: Sequence[Draws], draws: Weights) -> tuple[float, float]:
+    """Return the mean over windows of ⟨U⟩ of simulated frames minus ⟨U⟩ of the weighted draws, and its standard error.
+
+    kJ/mol. Independent of what Metropolis tests share with the draws: a density with a factor missing gives draws that
+    molecular dynamics leaves at once. Over windows that have both and whose weights can be trusted.
+    """
+    energies = np.concatenate([np.zeros(0), *(part.frames.energies for part in rounds)])
+    weight, n = _sum_by(draws.windows, draws.effective, len(draws.drawn)), len(draws.drawn)
+    counts = np.bincount(simulated.windows, minlength=n)
+    both = draws.trusted & (counts > 0)
+    if both.sum() < 2:
+        return float("nan"), float("nan")
+    generated = _sum_by(draws.windows, draws.effective * energies, n)[both] / weight[both]
+    difference = _sum_by(simulated.windows, simulated.energies, n)[both] / counts[both] - generated
+    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(both.sum()))
 
 
 def _sum_by(windows: np.ndarray, values: np.ndarray, n_windows: int) -> np.ndarray:

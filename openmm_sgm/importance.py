@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from .frames import Frames, rows_by_window
 
-__all__ = [
-    "LEAST_EFFECTIVE",
-    "Draws",
-    "effective_sample_size",
-    "effective_weights",
-    "generator_free_energies",
-    "resample_draws",
-    "resampled_free_energies",
-]
+__all__ = ["LEAST_EFFECTIVE", "Draws", "Weights", "effective_sample_size", "pareto_shape"]
 
 LEAST_EFFECTIVE = 3.0
-"""A bin, or a window's draws, with fewer effective samples has no error that could be trusted, and is left empty."""
+"""A bin with fewer effective samples has no error that could be trusted, and is left empty."""
+LEAST_EFFECTIVE_DRAWS = 10.0
+"""A window whose draws are worth fewer has no free energy of its own."""
 
 
 @dataclass(frozen=True)
@@ -46,64 +41,112 @@ def effective_sample_size(log_weights: np.ndarray) -> float:
     return float(w.sum() ** 2 / (w**2).sum() / len(w))
 
 
-def effective_weights(frames: Frames) -> np.ndarray:
-    """Return weights, shape (n,), of draws that add up to the effective number in each window."""
-    weights = np.zeros(len(frames))
-    for rows in rows_by_window(frames.windows):
-        w = np.exp(frames.log_weights[rows] - frames.log_weights[rows].max())
-        weights[rows] = w * w.sum() / (w**2).sum()
-    return weights
+def pareto_shape(log_weights: np.ndarray, drawn: int) -> float:
+    """Return k̂, the shape of a generalised Pareto law fitted to the largest weights; inf where they are too few.
 
+    Weights have a finite variance where k < 1/2, and their mean converges in practice where k̂ is below about 0.7
+    (Vehtari et al. 2024, JMLR 25 (72)). The fit is that of Zhang & Stephens 2009, Technometrics 51, 316, with the weak
+    prior of Vehtari et al., appendix G; the tail is the largest min(n/5, 3√n) weights.
 
-def generator_free_energies(rounds: Sequence[Draws], n_windows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return F(c) = −log E_q[exp(−β(U + bias_c))|Z|^½ / q(x|c)] and its standard error, kT (README, "How it works", 6).
-
-    Rounds are averaged by their effective numbers. NaN for a window with fewer than `LEAST_EFFECTIVE` in all.
+    Parameters
+    ----------
+    log_weights : of the draws whose weight is not zero; drawn : n, how many there were with the others
     """
-    total, log_mean = np.zeros((2, n_windows))
-    variance = np.zeros(n_windows)
-    for draws in rounds:
-        for rows in rows_by_window(draws.frames.windows):
-            window = draws.frames.windows[rows[0]]
-            log_w, n = draws.frames.log_weights[rows], draws.drawn[window]
-            top = log_w.max()
-            w = np.exp(log_w - top)
+    tail = int(min(drawn / 5, 3 * np.sqrt(drawn)))
+    if tail < 5 or len(log_weights) <= tail:
+        return float("inf")
+    ordered = np.sort(log_weights)
+    top = np.exp(ordered[-tail:] - ordered[-1])
+    x = top - np.exp(ordered[-tail - 1] - ordered[-1])
+    if x[-1] <= 0:
+        return -float("inf")  # the largest weights are all alike
+    x = np.maximum(x, 1e-300)
+    m = 30 + int(np.sqrt(tail))
+    quartile = x[int(tail / 4 + 0.5) - 1]
+    theta = 1 / x[-1] + (1 - np.sqrt(m / (np.arange(1, m + 1) - 0.5))) / (3 * quartile)
+    k = np.log1p(-theta[:, None] * x).mean(axis=1)
+    log_likelihood = tail * (np.log(-theta / k) - k - 1)
+    weights = np.exp(log_likelihood - np.logaddexp.reduce(log_likelihood))
+    shape = np.log1p(-(theta @ weights) * x).mean()
+    return float((shape * tail + 0.5 * 10) / (tail + 10))
+
+
+class Weights:
+    """The importance weights of all rounds' draws together.
+
+    Whatever generator made a draw, the expectation of its weight is the same, exp(−F(c)), so the rounds are pooled: the
+    mean is over all that were drawn for a window. Weighing rounds by their own effective numbers would favour those
+    that missed the large weights.
+
+    Attributes
+    ----------
+    windows : int64, shape (n,); log_weights : float64, shape (n,), round after round
+    drawn : int64, shape (n_windows,)
+    """
+
+    def __init__(self, rounds: Sequence[Draws], n_windows: int) -> None:
+        self.windows = np.concatenate([np.zeros(0, dtype=np.int64), *(draws.frames.windows for draws in rounds)])
+        self.log_weights = np.concatenate([np.zeros(0), *(draws.frames.log_weights for draws in rounds)])
+        self.drawn = np.sum([np.zeros(n_windows, dtype=np.int64), *(draws.drawn for draws in rounds)], axis=0)
+        self._rows = [rows for rows in rows_by_window(self.windows) if len(rows)]
+
+    @cached_property
+    def effective(self) -> np.ndarray:
+        """Weights, shape (n,), that add up to the effective number in each window."""
+        weights = np.zeros(len(self.windows))
+        for rows in self._rows:
+            w = np.exp(self.log_weights[rows] - self.log_weights[rows].max())
+            weights[rows] = w * w.sum() / (w**2).sum()
+        return weights
+
+    @cached_property
+    def trusted(self) -> np.ndarray:
+        """Whether a window's weights can be trusted, bool, shape (n_windows,): enough of them count, and k̂ is below
+        min(1 − 1/log₁₀ n, 0.7) (Vehtari et al. 2024, equation 13)."""
+        trusted = np.zeros(len(self.drawn), dtype=bool)
+        for rows in self._rows:
+            window = self.windows[rows[0]]
+            n = int(self.drawn[window])
+            if self.effective[rows].sum() >= LEAST_EFFECTIVE_DRAWS:
+                limit = min(1 - 1 / np.log10(n), 0.7)
+                trusted[window] = pareto_shape(self.log_weights[rows], n) < limit
+        return trusted
+
+    def free_energies(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return F(c) = −log E_q[exp(−β(U + bias_c))|Z|^½ / q(x|c)] and its standard error, kT, shape (n_windows,).
+
+        README, "How it works", 6. NaN for a window whose weights cannot be trusted.
+        """
+        f, error = np.full((2, len(self.drawn)), np.nan)
+        for rows in self._rows:
+            window = self.windows[rows[0]]
+            if not self.trusted[window]:
+                continue
+            n, top = self.drawn[window], self.log_weights[rows].max()
+            w = np.exp(self.log_weights[rows] - top)
             mean, second = w.sum() / n, (w**2).sum() / n
-            effective = n * mean**2 / second
-            if effective < LEAST_EFFECTIVE:
-                continue
-            total[window] += effective
-            log_mean[window] += effective * (np.log(mean) + top)
-            variance[window] += effective**2 * max(second / mean**2 - 1, 1 / n) / n
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(total > 0, -log_mean / total, np.nan), np.where(total > 0, np.sqrt(variance) / total, np.nan)
+            f[window] = -np.log(mean) - top
+            error[window] = np.sqrt(max(second / mean**2 - 1, 1 / n) / n)
+        return f, error
 
+    def resample(self, n_bootstrap: int, rng: np.random.Generator) -> np.ndarray:
+        """Return how often each draw is taken, float32, shape (n, B); those of weight zero are resampled as well."""
+        counts = np.ones((len(self.windows), n_bootstrap), dtype=np.float32)
+        for rows in self._rows:
+            n = int(self.drawn[self.windows[rows[0]]])
+            p = np.full(len(rows) + 1, 1 / n)
+            p[-1] = max(0.0, 1 - len(rows) / n)
+            counts[rows] = rng.multinomial(n, p / p.sum(), size=n_bootstrap).T[:-1]
+        return counts
 
-def resample_draws(draws: Draws, n_bootstrap: int, rng: np.random.Generator) -> np.ndarray:
-    """Return how often each draw is taken, float32, shape (n, B); those of weight zero are resampled as well."""
-    counts = np.ones((len(draws.frames), n_bootstrap), dtype=np.float32)
-    for rows in rows_by_window(draws.frames.windows):
-        n = int(draws.drawn[draws.frames.windows[rows[0]]])
-        p = np.full(len(rows) + 1, 1 / n)
-        p[-1] = max(0.0, 1 - len(rows) / n)
-        counts[rows] = rng.multinomial(n, p / p.sum(), size=n_bootstrap).T[:-1]
-    return counts
-
-
-def resampled_free_energies(rounds: Sequence[Draws], all_counts: Sequence[np.ndarray], n_windows: int) -> np.ndarray:
-    """Return the generator's free energies under resampling, shape (B, n_windows), NaN as in the estimate."""
-    n_bootstrap = all_counts[0].shape[1]
-    total, value = np.zeros(n_windows), np.zeros((n_bootstrap, n_windows))
-    for draws, counts in zip(rounds, all_counts, strict=True):
-        for rows in rows_by_window(draws.frames.windows):
-            window = draws.frames.windows[rows[0]]
-            log_w = draws.frames.log_weights[rows]
-            w = np.exp(log_w - log_w.max())
-            effective = w.sum() ** 2 / (w**2).sum()
-            if effective < LEAST_EFFECTIVE:
-                continue
-            total[window] += effective
-            mean = np.maximum(w @ counts[rows], 1e-300) / draws.drawn[window]
-            value[:, window] -= effective * (np.log(mean) + log_w.max())
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(total > 0, value / total, np.nan)
+    def resampled_free_energies(self, counts: np.ndarray) -> np.ndarray:
+        """Return `free_energies` under resampling, shape (B, n_windows), NaN as there; counts by `resample`."""
+        f = np.full((counts.shape[1], len(self.drawn)), np.nan)
+        for rows in self._rows:
+            window = self.windows[rows[0]]
+            if self.trusted[window]:
+                top = self.log_weights[rows].max()
+                mean = np.exp(self.log_weights[rows] - top) @ counts[rows] / self.drawn[window]
+                with np.errstate(divide="ignore"):
+                    f[:, window] = np.where(mean > 0, -np.log(mean) - top, np.nan)
+        return f

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from .windows import WindowGrid
 
 __all__ = [
     "bias_terms",
+    "largest_connected",
     "mbar_free_energies",
     "newton_system",
     "overlap_matrix",
@@ -68,7 +70,7 @@ def mbar_free_energies(
     guess : free energies to start from, kT, NaN where unknown; a good one saves most of the time
     """
     g = statistical_inefficiencies(chain, grid)
-    keep = [rows[:: max(1, round(g[chain.windows[rows[0]]]))] for rows in rows_by_window(chain.windows)]
+    keep = [rows[:: int(np.ceil(g[chain.windows[rows[0]]]))] for rows in rows_by_window(chain.windows)]
     windows = np.array([chain.windows[rows[0]] for rows in keep])
     counts = np.array([len(rows) for rows in keep])
     samples = np.concatenate(keep)
@@ -76,9 +78,9 @@ def mbar_free_energies(
     known = np.zeros(1) if guess is None or not np.isfinite(guess).any() else guess[np.isfinite(guess)]
     start = np.full(len(windows), known.mean()) if guess is None else np.nan_to_num(guess[windows], nan=known.mean())
     rough = weighted_mbar(terms, np.ones(len(samples)), counts.astype(float), start)
-    overlap = overlap_matrix(terms, rough, counts.astype(float))
+    overlap = overlap_matrix(terms, rough, counts.astype(float), np.ones(len(samples)))
     del terms
-    linked = _largest_connected(overlap, counts)
+    linked = largest_connected(overlap, counts)
     columns = np.flatnonzero(linked)
     rows = samples[np.repeat(linked, counts)]
     mbar = _pymbar().MBAR(
@@ -124,6 +126,8 @@ def weighted_mbar(
         f = f + step
         if np.abs(step).max() < 1e-7:
             break
+    else:
+        warnings.warn("MBAR did not converge: the last step changed a free energy by more than 1e-7 kT", stacklevel=2)
     return f
 
 
@@ -151,13 +155,14 @@ def newton_system(
 
 
 def window_shares(terms: scipy.sparse.csr_matrix, sizes: np.ndarray, f: np.ndarray) -> scipy.sparse.csr_matrix:
-    """Return N_k exp(f_k − b_ik) / Σ_l N_l exp(f_l − b_il), rows of sum one."""
+    """Return N_k exp(f_k − b_ik) / Σ_l N_l exp(f_l − b_il), rows of sum one, or of zero for a sample far from all."""
     scaled = terms.multiply((sizes * np.exp(f - f.max()))[None, :]).tocsr()
-    return scaled.multiply(1 / np.asarray(scaled.sum(axis=1))).tocsr()
+    total = np.asarray(scaled.sum(axis=1))
+    return scaled.multiply(np.divide(1, total, out=np.zeros_like(total), where=total > 0)).tocsr()
 
 
 def bias_terms(cvs: np.ndarray, grid: WindowGrid, windows: np.ndarray) -> scipy.sparse.csr_matrix:
-    """Return exp(−b_ik), shape (n, K), without those below the cutoff."""
+    """Return exp(−b_ik), shape (n, K), without those below the cutoff; a row may be empty."""
     blocks = []
     for start in range(0, len(cvs), 4096):
         reduced = grid.reduced_bias(cvs[start : start + 4096, None], grid.centers[windows])
@@ -165,17 +170,22 @@ def bias_terms(cvs: np.ndarray, grid: WindowGrid, windows: np.ndarray) -> scipy.
     return scipy.sparse.vstack(blocks).tocsr()
 
 
-def overlap_matrix(terms: scipy.sparse.csr_matrix, f: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def overlap_matrix(terms: scipy.sparse.csr_matrix, f: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return O, shape (K, K), rows of sum one: how far the samples of one window could be another's.
 
     O_kl = N_l ∫ p_k p_l / Σ_m N_m p_m, estimated over all samples (Klimovich et al. 2015, equation 17).
     """
     shares = window_shares(terms, sizes, f)
-    return np.asarray((shares.T @ shares).toarray() / sizes[:, None])
+    return np.asarray((shares.T @ shares.multiply(weights[:, None]).tocsr()).toarray() / sizes[:, None])
 
 
-def _largest_connected(overlap: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return which windows belong to the largest set (by samples) that overlaps throughout; bool, shape (K,)."""
+def largest_connected(overlap: np.ndarray, sizes: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """Return which windows belong to the largest set (by samples) that is joined throughout; bool, shape (K,).
+
+    Windows are joined by overlap, and those `known` (bool, shape (K,)), which have absolute free energies, in any case.
+    """
     linked = overlap + overlap.T > 2 * OVERLAP_THRESHOLD
+    if known is not None:
+        linked |= known[:, None] & known[None, :]
     _, label = scipy.sparse.csgraph.connected_components(linked, directed=False)
     return np.asarray(label == np.argmax(np.bincount(label, sizes)))

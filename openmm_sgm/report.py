@@ -33,6 +33,7 @@ __all__ = ["write_report"]
 LEAST_ACCEPTANCE = 0.2
 MOST_DENSITY_ERROR_KT = 0.05
 MOST_INCONSISTENT_KJ_MOL = 1.0
+MOST_ENERGY_ERRORS = 4.0
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
@@ -77,7 +78,11 @@ def _page(run: RunData) -> str:
         f"<p>{cost['total']:,} force evaluations in {wall['total']:.0f} s on the {_e(result['platform'])} platform. "
         f"{np.isfinite(surface).mean():.0%} of the bins are sampled; the others are left empty.</p>",
         _warnings(run),
-        _figure(draw_surface(run), f"Free energy and its standard error. Contours every {contour_step(run):g} kJ/mol."),
+        _figure(
+            draw_surface(run),
+            f"Free energy and the standard error of its difference from the mean below {run.height:g} kJ/mol. Contours "
+            f"every {contour_step(run):g} kJ/mol.",
+        ),
         _table(_summary(run)),
         "<h2>The generator</h2>",
         _figure(
@@ -150,7 +155,8 @@ def _warnings(run: RunData) -> str:
     unknown = np.isnan(run.data["micro"]) & np.isfinite(run.data["acceptance"])
     if unknown.any():
         found.append(
-            f"At {_places(run, unknown)} the generator has too few effective configurations for a free energy."
+            f"At {_places(run, unknown)} the weights of the generated configurations cannot be trusted (too few count, "
+            "or a few count for too much): the surface rests on the simulations and the accepted configurations there."
         )
     off = low & (np.abs(run.data["difference"]) > MOST_INCONSISTENT_KJ_MOL)
     off &= np.abs(run.data["difference"]) > 3 * np.hypot(run.data["micro_error"], run.data["macro_error"])
@@ -158,6 +164,12 @@ def _warnings(run: RunData) -> str:
         found.append(
             f"Generator and MBAR disagree at {_places(run, off)} by more than {MOST_INCONSISTENT_KJ_MOL:g} kJ/mol and "
             "three standard errors: there may be a state that one of them has not visited."
+        )
+    energy = result["simulated_minus_generated_kj_mol"]
+    if energy["mean"] is not None and abs(energy["mean"]) > MOST_ENERGY_ERRORS * energy["std_error"]:
+        found.append(
+            f"Simulated and reweighted generated configurations differ in their mean energy by {energy['mean']:.2f} ± "
+            f"{energy['std_error']:.2f} kJ/mol: the density is wrong, or the simulation does not sample its ensemble."
         )
     unreached = result["windows"]["left_by_the_budget"]
     if unreached:
@@ -179,6 +191,7 @@ def _summary(run: RunData) -> list[list[str]]:
         ["effective sample size over labels, median (5th percentile)", _pair(r["ess"])],
         ["step error of the log density", f"{_number(r['density_error_kt'], 3)} kT"],
         ["micro-macro consistency, RMS", f"{_number(r['micro_macro_rmse_kj_mol'])} kJ/mol"],
+        ["mean energy, simulated − generated, and its standard error", _energy(r["simulated_minus_generated_kj_mol"])],
         ["seed", str(r["seed"])],
     ]
 
@@ -235,6 +248,10 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 def _pair(values: dict[str, float]) -> str:
     return f"{_number(values['median'])} ({_number(values['p05'])})"
+
+
+def _energy(difference: dict[str, float | None]) -> str:
+    return f"{_number(difference['mean'])} ± {_number(difference['std_error'])} kJ/mol"
 
 
 def _seconds(wall: dict[str, float]) -> str:

@@ -21,12 +21,12 @@ from . import __version__
 from .campaign import Cost, Plan, Walker
 from .explore import unreached
 from .frames import MD, Frames
-from .free_energy import Method, consistency
+from .free_energy import Method, consistency, simulated_minus_generated
 from .generator import Generator
-from .importance import Draws, generator_free_energies
+from .importance import Draws
 from .inject import Ledger
 from .sampler import ScoreSampler
-from .units import InputError, one_line, thermal_energy
+from .units import InputError, SamplingError, one_line, thermal_energy
 from .windows import WindowGrid
 
 __all__ = ["DAMAGE", "has_state", "load_state", "prepare", "read_status", "save_state", "write_results", "write_status"]
@@ -120,8 +120,11 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     macro, macro_error, overlap = sampler.mbar()  # first: it needs the most memory
     estimate = sampler.estimate()
     estimate.surface.write_csv(folder / "surface.csv")
-    micro, micro_error = generator_free_energies(campaign.rounds, len(campaign.grid.centers))
+    draws = campaign.draw_weights()
+    micro, micro_error = draws.free_energies()
     difference, rmse = consistency(micro, macro, kt, sampler.options.surface_height)
+    chain = campaign.chain_of(MD)
+    energy = simulated_minus_generated(chain, campaign.rounds, draws)
     asked = np.isfinite(campaign.acceptance)
     too_high, unaffordable = unreached(campaign)
     result = {
@@ -141,6 +144,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         "ess": _quantiles(campaign.ess[asked]),
         "density_error_kt": campaign.density_error,
         "micro_macro_rmse_kj_mol": rmse,
+        "simulated_minus_generated_kj_mol": dict(zip(("mean", "std_error"), energy, strict=True)),
         "std_error_rms_kj_mol": estimate.surface.error_below(sampler.options.surface_height),
         "platform": campaign.platform.name,
         "seed": sampler.seed,
@@ -163,10 +167,12 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
 
     methods = {}
     for method in ALTERNATIVES:
-        surface = sampler.surface(method=method)
+        try:
+            surface = sampler.surface(method=method)
+        except SamplingError:  # no window's draws can be trusted: there is no such surface
+            surface = estimate.surface.empty()
         methods[f"surface_{method}"] = surface.free_energy
         methods[f"surface_{method}_error"] = surface.std_error
-    chain = campaign.chain_of(MD)
     last = campaign.rounds[-1].frames
     diagnostics: dict[str, Any] = {
         "surface": estimate.surface.free_energy,

@@ -19,7 +19,7 @@ from .executors import make_executor, one_thread
 from .explore import explore
 from .frames import INJECTED, MD, Frames
 from .free_energy import Estimate, Method, Surface, estimate
-from .importance import Draws, generator_free_energies
+from .importance import Draws
 from .mbar import mbar_free_energies
 from .options import SamplerOptions
 from .system import MolecularSystem, bin_counts
@@ -285,7 +285,7 @@ class ScoreSampler:
             elif method == "mbar":
                 chain, draws, mbar = campaign.chain_of(MD, INJECTED), [], self.mbar()[0]
             else:
-                chain = campaign.chain_of(MD) if method == "combined" else None
+                chain = campaign.chain_of(MD, INJECTED) if method == "combined" else None
             self._estimates[key] = estimate(
                 chain, draws, campaign.grid, edges, names, units,
                 method=method, mbar=mbar, n_bootstrap=n_bootstrap, rng=rng,
@@ -296,7 +296,7 @@ class ScoreSampler:
         """Return `mbar_free_energies` of the windows' equilibrium chains (MD and injected states)."""
         campaign = self._campaign()
         if self._mbar is None or self._mbar[0] != campaign.cost.total:
-            guess = generator_free_energies(campaign.rounds, len(campaign.grid.centers))[0]
+            guess = campaign.draw_weights().free_energies()[0]
             result = mbar_free_energies(campaign.chain_of(MD, INJECTED), campaign.grid, guess)
             self._mbar = (campaign.cost.total, result)
         return self._mbar[1]
@@ -317,8 +317,10 @@ class ScoreSampler:
         Raises
         ------
         InputError
-            for missing or unknown CVs, or where fewer than two draws are effective: nothing is changed then.
+            for missing or unknown CVs, another molecule or temperature, or where fewer than two draws are effective:
+            nothing is changed then.
         """
+        self._check_is_ours(simulation)
         mover = self._moves()
         names = [cv.name for cv in self.molecule.cvs]
         if set(values) != set(names):
@@ -340,9 +342,15 @@ class ScoreSampler:
 
         Each visit offers `VISIT_PROPOSALS` configurations; see `UnbiasedMoves` for why the unbiased ensemble is left
         invariant. Reporters see ordinary steps. Returns the statistics of this call's moves.
+
+        Raises
+        ------
+        InputError
+            for a simulation of another molecule or at another temperature.
         """
         if steps < 0 or interval < 1:
             raise InputError(f"steps must be 0 or more and interval 1 or more, got {steps} and {interval}")
+        self._check_is_ours(simulation)
         mover = self._moves()
         mover.statistics = MoveStatistics()
         groups = simulation.integrator.getIntegrationForceGroups()
@@ -356,6 +364,20 @@ class ScoreSampler:
                 if stretch == interval:
                     mover.visit(simulation.context, groups, VISIT_PROPOSALS, rng)
         return mover.statistics
+
+    def _check_is_ours(self, simulation: app.Simulation) -> None:
+        """Refuse a simulation of another molecule or at another temperature than this sampler's."""
+        ours, theirs = self.molecule, simulation.system
+        masses = [theirs.getParticleMass(i)._value for i in range(theirs.getNumParticles())]
+        if len(masses) != ours.n_atoms or not np.allclose(masses, ours.masses):
+            raise InputError("this simulation is of another molecule than the sampler's: the masses differ")
+        if hasattr(simulation.integrator, "getTemperature"):
+            temperature = strip_units(simulation.integrator.getTemperature(), unit.kelvin)
+            if abs(temperature - ours.temperature_k) > 1e-3:
+                raise InputError(
+                    f"this simulation is at {temperature:g} K, the sampler at {ours.temperature_k:g} K: "
+                    "its generator and weights are of that temperature"
+                )
 
     def _moves(self) -> UnbiasedMoves:
         campaign = self._campaign()

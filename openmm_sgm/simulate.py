@@ -209,8 +209,10 @@ def _attempt(engine: Engine, segment: Segment, gentle: bool) -> tuple[np.ndarray
                 engine.set_umbrella(start + fraction * (segment.center - start), segment.force_constants)
                 engine.step(steps)
             lowest = engine.check(lowest, "in the pull")
-        if segment.equilibration_steps:
-            engine.step(segment.equilibration_steps * factor)
+        # what a descent has cooled is no sample of the ensemble until it has run for as long as the frames will take
+        equilibration = max(segment.equilibration_steps, segment.steps) if gentle else segment.equilibration_steps
+        if equilibration:
+            engine.step(equilibration * factor)
             lowest = engine.check(lowest, "in the equilibration")
     return _record(engine, segment, lowest)
 

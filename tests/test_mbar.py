@@ -57,7 +57,8 @@ def test_own_solution_is_pymbar_s() -> None:
     ours = weighted_mbar(terms, np.ones(len(samples)), counts.astype(float))
     np.testing.assert_allclose(centred(ours), centred(theirs), atol=1e-5)
     matrix = pymbar.MBAR(reduced, counts, solver_protocol="robust").compute_overlap()["matrix"]
-    np.testing.assert_allclose(overlap_matrix(terms, ours, counts.astype(float)), matrix, atol=1e-5)
+    ones = np.ones(len(samples))
+    np.testing.assert_allclose(overlap_matrix(terms, ours, counts.astype(float), ones), matrix, atol=1e-5)
 
 
 def test_a_weight_of_two_is_the_same_sample_twice() -> None:

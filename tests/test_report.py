@@ -224,6 +224,7 @@ def healthy_result() -> dict[str, Any]:
         "ess": {"median": 0.5, "p05": 0.4},
         "density_error_kt": 0.01,
         "micro_macro_rmse_kj_mol": 0.12,
+        "simulated_minus_generated_kj_mol": {"mean": 0.2, "std_error": 0.3},
         "std_error_rms_kj_mol": 0.3,
         "platform": "Reference",
         "seed": 7,
@@ -529,7 +530,14 @@ def test_generator_that_cannot_say_is_warned_of(tmp_path: Path, no_pictures: Non
     for name in ("micro", "micro_error", "difference"):
         data[name][window] = np.nan
     (warning,) = warnings_of(tmp_path, data, healthy_result())
-    assert warning == f"At {place(data, window)} the generator has too few effective configurations for a free energy."
+    assert warning.startswith(f"At {place(data, window)} the weights of the generated configurations cannot be trusted")
+
+
+def test_wrong_energies_are_warned_of(tmp_path: Path, no_pictures: None) -> None:
+    result = healthy_result()
+    result["simulated_minus_generated_kj_mol"] = {"mean": -2.0, "std_error": 0.3}
+    (warning,) = warnings_of(tmp_path, healthy_data(2), result)
+    assert "differ in their mean energy by -2.00 ± 0.30 kJ/mol" in warning
 
 
 def test_disagreement_is_warned_of(tmp_path: Path, no_pictures: None) -> None:

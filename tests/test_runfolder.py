@@ -43,6 +43,7 @@ RESULT: dict[str, tuple[str, ...]] = {
     "ess": ("median", "p05"),
     "density_error_kt": (),
     "micro_macro_rmse_kj_mol": (),
+    "simulated_minus_generated_kj_mol": ("mean", "std_error"),
     "platform": (),
     "seed": (),
     "versions": (),
@@ -135,7 +136,7 @@ def test_surface_is_right(finished: FinishedRun) -> None:
     difference = found[low] - exact[known][low]
     difference -= np.average(difference, weights=1 / error[low] ** 2)
     assert np.abs(difference / error[low]).max() < 4
-    assert np.sqrt(np.mean(difference**2)) < 0.3
+    assert np.sqrt(np.mean(difference**2)) < 0.4
 
 
 def test_result(result: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from scipy import stats
 import openmm_sgm as sgm
 from openmm_sgm import campaign as campaign_module
 from openmm_sgm.campaign import Campaign
+from openmm_sgm.frames import BURN_IN, GENERATED, INJECTED
 from openmm_sgm.unbiased import LabelDistribution
 
 BUDGET = 40_000
@@ -91,11 +92,63 @@ def test_the_same_seed_gives_the_same_run(sampler: sgm.ScoreSampler) -> None:
     assert not np.allclose(other.surface().free_energy, sampler.surface().free_energy, equal_nan=True)
 
 
-def spoiled(result: Any) -> Any:
+def spoiled(result: Any, shift: float = 1.5) -> Any:
     """Shift what a trained network puts out: a bad generator, whose density is as exact as ever."""
     network = copy.deepcopy(result.generator.network).requires_grad_(False)
-    network.heads.bias[-3:] += torch.tensor([1.5, -1.5, 1.5])
+    network.heads.bias[-3:] += shift * torch.tensor([1.0, -1.0, 1.0])
     return replace(result, generator=replace(result.generator, network=network))
+
+
+def accept_everything(start: float, proposals: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Stand in for `metropolis_chain` without its test."""
+    return np.ones(len(proposals), dtype=bool), np.arange(len(proposals))
+
+
+def test_a_useless_generator_leaves_umbrella_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no weight can be trusted the surface is that of the windows' own chains, and the run comes to its end."""
+    train = campaign_module.train
+    monkeypatch.setattr(campaign_module, "train", lambda *a, **k: spoiled(train(*a, **k), 12.0))
+    useless = finished()
+    assert useless.campaign is not None
+    assert not useless.campaign.draw_weights().trusted.any()
+    surface = useless.surface()
+    exact = exact_surface(surface.edges[0])
+    low = np.isfinite(surface.free_energy) & (exact < 15.0)
+    assert low.sum() >= 8
+    difference = (surface.free_energy - exact)[low]
+    assert difference.std() < 4.0  # a few frames a window: a rough surface, not a wrong one
+    with pytest.raises(sgm.SamplingError, match="trusted"):
+        useless.surface(method="generator")
+
+
+def test_what_enters_the_estimate(sampler: sgm.ScoreSampler) -> None:
+    """No burn-in, no draw twice, no two draws alike (each has a random source of its own), no state beside its draw."""
+    assert sampler.campaign is not None
+    trusted = sampler.campaign.draw_weights().trusted
+    frames = sampler.estimate().frames
+    assert not (frames.source == BURN_IN).any()
+    assert not ((frames.source == INJECTED) & trusted[frames.windows]).any()
+    assert not ((frames.source == GENERATED) & ~trusted[frames.windows]).any()
+    drawn = np.concatenate([draws.frames.energies for draws in sampler.campaign.rounds])
+    assert len(np.unique(drawn)) == len(drawn)
+    assert (frames.source == GENERATED).sum() <= len(drawn)
+
+
+def test_a_walker_that_was_moved_gets_new_velocities(sampler: sgm.ScoreSampler) -> None:
+    """And goes on from the last state of its chain."""
+    assert sampler.campaign is not None
+    campaign = copy.copy(sampler.campaign)
+    campaign.walkers, campaign.chain, campaign.rounds = dict(campaign.walkers), list(campaign.chain), []
+    windows, _ = campaign.active_windows()
+    before = {int(w): campaign.walkers[w] for w in windows}
+    campaign.generate_and_inject(windows, np.full(len(windows), 20))
+    states = campaign.chain[-1]
+    moved = [int(w) for w in windows if campaign.walkers[w] is not before[int(w)]]
+    assert len(moved) > len(windows) / 2
+    for window in moved:
+        assert campaign.walkers[window].velocities is None
+        last = np.flatnonzero(states.windows == window)[-1]
+        np.testing.assert_array_equal(campaign.walkers[window].positions, states.positions[last])
 
 
 def test_a_bad_generator_still_gives_the_right_surface(
@@ -103,7 +156,8 @@ def test_a_bad_generator_still_gives_the_right_surface(
 ) -> None:
     """Only slowly: acceptance and effective sample size are far lower and errors larger, but the surface is right.
 
-    Broken on purpose: if the weights ignore the generator's density, the surface is many standard errors off.
+    Broken on purpose: if every proposal is accepted, or the weights ignore the generator's density, the surface is many
+    standard errors off.
     """
     train = campaign_module.train
     monkeypatch.setattr(campaign_module, "train", lambda *a, **k: spoiled(train(*a, **k)))
@@ -112,10 +166,17 @@ def test_a_bad_generator_still_gives_the_right_surface(
     assert sampler.campaign is not None
     assert np.nanmedian(bad.campaign.ess) < 0.6 * np.nanmedian(sampler.campaign.ess)
     assert bad.surface().error_below(15.0) > sampler.surface().error_below(15.0)
-    z = z_scores(bad.surface())
-    assert np.abs(z).max() < 4.5
-    assert np.sqrt(np.mean(z**2)) < 2
+    for method in ("combined", "mbar"):
+        z = z_scores(bad.surface(method=method))
+        assert np.abs(z).max() < 4.5
+        assert np.sqrt(np.mean(z**2)) < 2
 
+    monkeypatch.setattr(campaign_module, "metropolis_chain", accept_everything)
+    z = z_scores(finished().surface(method="mbar"))
+    assert np.abs(z).max() > 8
+    monkeypatch.undo()
+
+    monkeypatch.setattr(campaign_module, "train", lambda *a, **k: spoiled(train(*a, **k)))
     exact = campaign_module.log_importance
 
     def careless(energies, bias, factor, log_q, beta):  # type: ignore[no-untyped-def]
@@ -257,6 +318,19 @@ def test_step_tells_what_it_did_and_reporters_see_every_step(
     assert 4 + 16 < statistics.force_evaluations <= 4 + 16 + 4  # and one for each visit that moved
     assert len(simulation.reporters[0].lengths) - reported == 20
     assert simulation.currentStep == 50 + 205
+
+
+def test_another_molecule_or_temperature_is_refused(
+    sampler: sgm.ScoreSampler, simulation: app.Simulation, alanine: sgm.MolecularSystem
+) -> None:
+    integrator = openmm.LangevinMiddleIntegrator(300, 1, 0.002)
+    other = app.Simulation(alanine.topology, alanine.system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    with pytest.raises(sgm.InputError, match="another molecule"):
+        sampler.step(other, 10)
+    simulation.integrator.setTemperature(310)
+    for act in (lambda: sampler.step(simulation, 10), lambda: sampler.reseed(simulation, {"r": 0.13})):
+        with pytest.raises(sgm.InputError, match="310 K"):
+            act()
 
 
 def test_another_run_goes_on_from_the_first() -> None:
