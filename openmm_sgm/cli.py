@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["main"]
 
-DEFAULT_EVALUATIONS = 250_000
+DEFAULT_EVALUATIONS, DEFAULT_SEED = 250_000, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,9 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--force-evaluations",
         type=int,
-        default=DEFAULT_EVALUATIONS,
         metavar="N",
-        help=f"the budget: every MD step and every energy counts (default {DEFAULT_EVALUATIONS})",
+        help=f"the budget: every MD step and every energy counts (default {DEFAULT_EVALUATIONS}, or that of the run to "
+        "resume)",
     )
     run.add_argument(
         "--target-error",
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         help="end earlier, when the surface's RMS standard error is below this",
     )
     run.add_argument("--workers", type=int, metavar="W", help="processes (default: the processors there are)")
-    run.add_argument("--seed", type=int, default=1, metavar="S")
+    run.add_argument("--seed", type=int, metavar="S", help="default 1, or that of the run to resume")
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
     run.set_defaults(function=_run)
 
@@ -78,48 +78,73 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
-    from .report import write_report
-    from .runfolder import has_state, load_state, prepare, save_state, write_results, write_status
+    from .report import find_warnings, write_report
+    from .runfolder import has_state, load_state, prepare, read_status, save_state, write_results, write_status
     from .sampler import ScoreSampler
     from .system_file import load_system
 
+    before = read_status(options.output) if options.resume and (options.output / "status.json").is_file() else {}
+    budget = (
+        before.get("budget", DEFAULT_EVALUATIONS) if options.force_evaluations is None else options.force_evaluations
+    )
+    seed = before.get("seed", DEFAULT_SEED) if options.seed is None else options.seed
     molecule = load_system(options.system)
-    show = _Progress(options.force_evaluations)
+    show = _Progress(budget)
 
     def after_round(sampler: ScoreSampler) -> None:
         save_state(options.output, sampler)
-        write_status(options.output, "running", sampler, options.force_evaluations, command)
+        write_status(options.output, "running", sampler, budget, command)
 
-    sampler = ScoreSampler(
-        molecule, seed=options.seed, workers=options.workers, progress=show.line, on_round=after_round
-    )
+    sampler = ScoreSampler(molecule, seed=seed, workers=options.workers, progress=show.line, on_round=after_round)
     show.sampler = sampler
-    left = sampler.check_budget(options.force_evaluations)
+    left, target = sampler.check_budget(budget), sampler.check_target(options.target_error)
     prepare(options.output, options.resume)
     if options.resume and has_state(options.output):
         load_state(options.output, sampler)
         assert sampler.campaign is not None
-        done = sampler.campaign.plan.rounds == 0 and options.force_evaluations <= sampler.campaign.plan.end
+        done = sampler.campaign.plan.rounds == 0 and budget <= sampler.campaign.plan.end
         left = 0 if done else left - sampler.campaign.cost.total
-    write_status(options.output, "running", sampler, options.force_evaluations, command)
+    elif options.resume:
+        show.line("the run had saved nothing before it ended: it begins anew")
+    write_status(options.output, "running", sampler, budget, command)
     try:
         if left > 0:
-            sampler.run(left, options.target_error)
+            sampler.run(left, target)
         show.line("estimating")
-        write_results(options.output, sampler, command)
+        result = write_results(options.output, sampler, command)
         path = write_report(options.output)
     except BaseException as error:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        write_status(options.output, state, sampler, options.force_evaluations, command)
+        write_status(options.output, state, sampler, budget, command)
         raise
     finally:
         show.close()
-    write_status(options.output, "finished", sampler, options.force_evaluations, command)
+    write_status(options.output, "finished", sampler, budget, command)
+    for line in _evidence(result):
+        show.note(line)
+    for warning in find_warnings(options.output):
+        show.note(f"warning: {warning}")
     print(path)
     return 0
 
 
+def _evidence(result: dict[str, Any]) -> list[str]:
+    """Return what a run says of its own quality, in two lines."""
+
+    def number(value: float | None) -> str:
+        return "unknown" if value is None or value != value else f"{value:.2f}"
+
+    energy = result["simulated_minus_generated_kj_mol"]
+    return [
+        f"acceptance {number(result['acceptance']['median'])}, effective sample size "
+        f"{number(result['ess']['median'])}, standard error {number(result['std_error_rms_kj_mol'])} kJ/mol",
+        f"micro-macro consistency {number(result['micro_macro_rmse_kj_mol'])} kJ/mol; mean energy, simulated - "
+        f"generated, {number(energy['mean'])} +- {number(energy['std_error'])} kJ/mol",
+    ]
+
+
 def _status(options: argparse.Namespace, command: str) -> int:
+    from .report import find_warnings
     from .runfolder import read_status
 
     status = read_status(options.folder)
@@ -128,7 +153,10 @@ def _status(options: argparse.Namespace, command: str) -> int:
         acceptance = "" if record["acceptance"] is None else f", acceptance {record['acceptance']:.2f}"
         error = "" if record["error_kj_mol"] is None else f", error {record['error_kj_mol']:.2f} kJ/mol"
         print(f"  {record['stage']}: {record['force_evaluations']:,} force evaluations{acceptance}{error}")
-    if status["state"] != "finished":
+    if status["state"] == "finished":
+        for warning in find_warnings(options.folder):
+            print(f"warning: {warning}")
+    else:
         print(f"to continue: {status['command']}" + ("" if "--resume" in status["command"] else " --resume"))
     return 0
 
@@ -152,7 +180,7 @@ class _Progress:
     def line(self, text: str) -> None:
         seconds = time.monotonic() - self.started
         if not self.bar:
-            print(f"{seconds:7.1f} s  {text}", file=sys.stderr, flush=True)
+            self.note(text)
             return
         import numpy as np
 
@@ -166,6 +194,10 @@ class _Progress:
         head = f"[{'#' * int(20 * share):20}] {round_number} {done:,} {accepted}{left}  {text}"
         width = shutil.get_terminal_size().columns - 1
         print("\r" + head[:width].ljust(width), end="", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays, once the bar is closed."""
+        print(f"{time.monotonic() - self.started:7.1f} s  {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.bar:

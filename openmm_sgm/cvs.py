@@ -197,6 +197,7 @@ class _RangedCV(CollectiveVariable):
     _unit: Unit
     _count: int
     _or_more = False
+    _largest = np.inf
 
     def __init__(
         self,
@@ -212,6 +213,12 @@ class _RangedCV(CollectiveVariable):
             name, atoms, self._unit, minimum=minimum, maximum=maximum, windows=windows, force_constant=force_constant
         )
         _require_count(self, self._count, self._or_more)
+        assert self.minimum is not None
+        assert self.maximum is not None
+        if self.minimum < 0 or self.maximum > self._largest:
+            most = f" and is at most {self._largest:.4g} {self._unit}" if np.isfinite(self._largest) else ""
+            given = f"{self.minimum:g} to {self.maximum:g} {self._unit}"
+            raise InputError(f"CV '{name}' cannot be below 0{most}, got a range from {given}")
 
 
 class Distance(_RangedCV):
@@ -242,6 +249,7 @@ class Angle(_RangedCV):
 
     _unit: Unit = "rad"
     _count = 3
+    _largest = np.pi + 1e-6
 
     def force(self) -> openmm.Force:
         return self._angle(openmm.CustomAngleForce("theta"))

@@ -44,16 +44,21 @@ def _pymbar() -> Any:
 
 
 def statistical_inefficiencies(chain: Frames, grid: WindowGrid) -> np.ndarray:
-    """Return g ≥ 1 per window of the grid (Chodera et al. 2007, equation 20): the largest over CVs and the energy."""
+    """Return g ≥ 1 per window of the grid (Chodera et al. 2007, equation 20): the largest over CVs and the energy.
+
+    And no less than n Σh²/(Σh)² for a chain that holds its states for h steps each, as a Metropolis chain with few
+    acceptances does: its time series is too short for its own correlation time.
+    """
     result = np.ones(len(grid.centers))
     for rows in rows_by_window(chain.windows):
         if len(rows) < 4:
             continue
         offsets = grid.difference(chain.cvs[rows], chain.labels[rows])
         series = [*offsets.T, chain.energies[rows]]
-        usable = [s for s in series if np.ptp(s) > 0]
-        if usable:
-            result[chain.windows[rows[0]]] = max(_pymbar().timeseries.statistical_inefficiency(s) for s in usable)
+        holding = np.diff(np.flatnonzero(np.diff(chain.energies[rows], prepend=np.nan, append=np.nan) != 0))
+        inefficiencies = [float((holding**2).sum()) / len(rows)]
+        inefficiencies += [_pymbar().timeseries.statistical_inefficiency(s) for s in series if np.ptp(s) > 0]
+        result[chain.windows[rows[0]]] = max(inefficiencies)
     return result
 
 

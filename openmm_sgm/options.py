@@ -39,7 +39,7 @@ class SamplerOptions:
     pull_steps: int = 100
     equilibration_steps: int = 100
     exploration_steps: int = 200
-    md_steps: int = 60
+    md_steps: int = 40
     frame_interval: int = 20
     exploration_training_steps: int = 400
     explore_share: float = 0.5

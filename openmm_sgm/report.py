@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .figures import (
 from .runfolder import DAMAGE
 from .units import InputError, one_line
 
-__all__ = ["write_report"]
+__all__ = ["find_warnings", "write_report"]
 
 LEAST_ACCEPTANCE = 0.2
 MOST_DENSITY_ERROR_KT = 0.05
@@ -55,18 +56,37 @@ def write_report(folder: Path) -> Path:
         where the folder holds no finished run, or its files cannot be read.
     """
     path = folder / "report.html"
-    try:
-        run = RunData(folder)
-        with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-            page = _page(run)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no finished run: {Path(error.filename).name} is missing") from None
-    except DAMAGE as error:
-        raise InputError(f"the results in {folder} are damaged: {type(error).__name__} {one_line(error)}") from None
+    with (
+        _readable(folder),
+        matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}),
+    ):
+        page = _page(RunData(folder))
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+def find_warnings(folder: Path) -> list[str]:
+    """Return what a reader of a finished run's results must know first, a sentence each.
+
+    Raises
+    ------
+    InputError
+        as `write_report`.
+    """
+    with _readable(folder):
+        return _warnings(RunData(folder))
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no finished run: {Path(error.filename).name} is missing") from None
+    except DAMAGE as error:
+        raise InputError(f"the results in {folder} are damaged: {type(error).__name__} {one_line(error)}") from None
 
 
 def _page(run: RunData) -> str:
@@ -77,7 +97,7 @@ def _page(run: RunData) -> str:
         f"<h1>{_e(result['system'])}: free-energy surface</h1>",
         f"<p>{cost['total']:,} force evaluations in {wall['total']:.0f} s on the {_e(result['platform'])} platform. "
         f"{np.isfinite(surface).mean():.0%} of the bins are sampled; the others are left empty.</p>",
-        _warnings(run),
+        _warning_box(_warnings(run)),
         _figure(
             draw_surface(run),
             f"Free energy and the standard error of its difference from the mean below {run.height:g} kJ/mol. Contours "
@@ -131,7 +151,13 @@ def _page(run: RunData) -> str:
     )
 
 
-def _warnings(run: RunData) -> str:
+def _warning_box(found: list[str]) -> str:
+    if not found:
+        return ""
+    return '<div class="warnings"><ul>' + "".join(f"<li>{_e(text)}</li>" for text in found) + "</ul></div>"
+
+
+def _warnings(run: RunData) -> list[str]:
     """Return what a reader must know before the numbers, in words."""
     result, found = run.result, []
     error = result["density_error_kt"]
@@ -174,9 +200,7 @@ def _warnings(run: RunData) -> str:
     unreached = result["windows"]["left_by_the_budget"]
     if unreached:
         found.append(f"The budget ended before {_join(unreached)} could be visited.")
-    if not found:
-        return ""
-    return '<div class="warnings"><ul>' + "".join(f"<li>{_e(text)}</li>" for text in found) + "</ul></div>"
+    return found
 
 
 def _summary(run: RunData) -> list[list[str]]:

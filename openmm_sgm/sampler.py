@@ -84,6 +84,8 @@ class ScoreSampler:
         progress: Callable[[str], None] | None = None,
         on_round: Callable[[ScoreSampler], None] | None = None,
     ) -> None:
+        if not isinstance(simulation, MolecularSystem | app.Simulation):
+            raise InputError(f"an openmm.app.Simulation is needed, got {type(simulation).__name__}")
         if isinstance(simulation, MolecularSystem):
             if cvs is not None or temperature is not None:
                 raise InputError("a MolecularSystem has its own CVs and temperature: give neither")
@@ -122,11 +124,9 @@ class ScoreSampler:
         Raises
         ------
         InputError
-            for a budget that is too small to begin with.
+            for a budget that is too small to begin with, or a target that is not above zero.
         """
-        budget = self.check_budget(force_evaluations)
-        if target_error is not None:
-            target_error = strip_units(target_error, unit.kilojoule_per_mole)
+        budget, target_error = self.check_budget(force_evaluations), self.check_target(target_error)
         if self.campaign is None:
             self.campaign = self.new_campaign()
         cost, o = self.campaign.cost.total, self.options
@@ -145,7 +145,8 @@ class ScoreSampler:
 
     def check_budget(self, force_evaluations: int) -> int:
         """Return a budget as a whole number, or raise `InputError` for one that is too small to begin with."""
-        if isinstance(force_evaluations, bool) or int(force_evaluations) != force_evaluations or force_evaluations <= 0:
+        whole = isinstance(force_evaluations, int | float | np.number) and not isinstance(force_evaluations, bool)
+        if not whole or int(force_evaluations) != force_evaluations or force_evaluations <= 0:
             raise InputError(f"force_evaluations must be a whole number above zero, got {force_evaluations!r}")
         smallest = 4 * self.options.first_steps
         if force_evaluations < smallest and self.campaign is None:
@@ -153,6 +154,15 @@ class ScoreSampler:
                 f"{force_evaluations} force evaluations are too few to begin with: give {smallest} or more"
             )
         return int(force_evaluations)
+
+    def check_target(self, target_error: Any) -> float | None:
+        """Return a target as kJ/mol, or raise `InputError` for one that is not above zero."""
+        if target_error is None:
+            return None
+        target = float(strip_units(target_error, unit.kilojoule_per_mole))
+        if not target > 0:
+            raise InputError(f"the target error must be above 0 kJ/mol, got {target:g}")
+        return target
 
     def _round(self, target_error: float | None) -> None:
         """Explore, train, generate and inject, simulate; each round generates twice as much as the one before."""
@@ -307,8 +317,12 @@ class ScoreSampler:
         """Put the simulation at CV values: positions drawn from the umbrella ensemble there, velocities anew.
 
         The configuration is drawn from `RESEED_DRAWS` generated ones by their exact importance weights, so it is a
-        sample of π_c up to the error of a finite number of draws; their effective number is returned. System,
-        parameters, reporters, step count and time stay as they are.
+        sample of π_c up to the error of a finite number of draws: its CVs scatter about the values by the width of the
+        umbrella (11° for torsions by default). System, parameters, reporters, step count and time stay as they are.
+
+        Returns
+        -------
+        the effective number of those draws; below ten or so, calls at one place return the same few configurations
 
         Parameters
         ----------
@@ -323,10 +337,17 @@ class ScoreSampler:
         self._check_is_ours(simulation)
         mover = self._moves()
         names = [cv.name for cv in self.molecule.cvs]
+        if not isinstance(values, Mapping):
+            raise InputError(f"give the values by name, such as {{{names[0]!r}: 1.0}}, got {type(values).__name__}")
         if set(values) != set(names):
             raise InputError(f"give a value for each of {', '.join(names)}, got {', '.join(values) or 'none'}")
         target = {"rad": unit.radian, "nm": unit.nanometer, "": unit.dimensionless}
         label = np.array([strip_units(values[cv.name], target[cv.unit]) for cv in self.molecule.cvs])
+        for cv, value in zip(self.molecule.cvs, label, strict=True):
+            if not cv.minimum <= value <= cv.maximum:
+                known = f"{cv.minimum:g} to {cv.maximum:g} {cv.unit}"
+                degrees = " (angles are in radians, or Quantities)" if cv.unit == "rad" else ""
+                raise InputError(f"{cv.name} = {value:g} lies outside its range from {known}{degrees}")
         groups = simulation.integrator.getIntegrationForceGroups()
         rng = np.random.default_rng(self._seeds.spawn(1)[0])
         configuration, effective = mover.draw_at(simulation.context, groups, label, RESEED_DRAWS, rng)

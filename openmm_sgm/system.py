@@ -93,6 +93,7 @@ class MolecularSystem:
             put(field, value)
         put("system", _without_andersen(self.system))
         self._check_cvs_agree()
+        self._check_start()
 
     @staticmethod
     def from_simulation(
@@ -252,7 +253,13 @@ class MolecularSystem:
         return openmm.Context(probe, openmm.VerletIntegrator(0.001), platform)
 
     def _check_cvs_agree(self) -> None:
-        """Refuse a CV whose mdtraj function and OpenMM force differ at the starting positions."""
+        """Refuse a CV whose mdtraj function and OpenMM force differ at the starting positions, or one given twice."""
+        if self.n_atoms > 1 and not np.ptp(self.positions, axis=0).any():
+            raise InputError("all atoms are at one place: set the positions of the simulation first")
+        forces = [openmm.XmlSerializer.serialize(cv.force()) for cv in self.cvs]
+        for k, cv in enumerate(self.cvs):
+            if forces[k] in forces[:k]:
+                raise InputError(f"CVs '{self.cvs[forces.index(forces[k])].name}' and '{cv.name}' are the same")
         values = self.evaluate_cvs(self.positions[None])[0]
         context = self._cv_context()
         context.setPositions(self.positions)
@@ -263,6 +270,16 @@ class MolecularSystem:
                 raise InputError(
                     f"CV '{cv.name}' is {value:.6g} by mdtraj and {force_value:.6g} by its OpenMM force; "
                     "both must give the same number"
+                )
+
+    def _check_start(self) -> None:
+        """Refuse a start outside the range of a CV."""
+        for cv, value in zip(self.cvs, self.evaluate_cvs(self.positions[None])[0], strict=True):
+            if cv.period is None and not cv.minimum <= value <= cv.maximum:
+                unit_name = f" {cv.unit}" if cv.unit else ""
+                raise InputError(
+                    f"CV '{cv.name}' is {value:.4g}{unit_name} at the start, outside its range from {cv.minimum:g} to "
+                    f"{cv.maximum:g}{unit_name}: give a range that holds the starting structure"
                 )
 
 
@@ -357,7 +374,7 @@ def _count_pieces(masses: np.ndarray, bonds: np.ndarray) -> int:
 
 def bin_counts(bins: Sequence[int] | int | None, cvs: Sequence[CollectiveVariable]) -> tuple[int, ...]:
     """Return bins per CV from one number for all, one per CV, or nothing."""
-    if bins is None or (not np.ndim(bins) and not bins) or not np.size(bins):
+    if bins is None or (np.ndim(bins) and not np.size(bins)):
         return tuple(PERIODIC_BINS if cv.period is not None else BINS for cv in cvs)
     try:
         result = tuple(index(b) for b in (bins if isinstance(bins, Sequence) else [bins] * len(cvs)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import tomllib
 from pathlib import Path
@@ -74,8 +75,7 @@ def load_system(folder: Path) -> MolecularSystem:
     try:
         options = _SystemFile.model_validate(table)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].rstrip('.')}" for e in error.errors())
-        raise InputError(f"{path}: {'; '.join(problems)}") from None
+        raise InputError(f"{path}: {'; '.join(_in_words(e) for e in error.errors())}") from None
     topology, positions = _read_structure(folder, options.topology)
     cvs = [_build_cv(folder, table, positions) for table in options.cv]
     defaults = bin_counts(None, cvs)
@@ -90,6 +90,17 @@ def load_system(folder: Path) -> MolecularSystem:
         friction_per_ps=options.friction_per_ps,
         bins=tuple(table.bins or default for table, default in zip(options.cv, defaults, strict=True)),
     )
+
+
+def _in_words(problem: Any) -> str:
+    """Return a problem that pydantic found, in the words of a user who knows the file and not pydantic."""
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "missing":
+        return f"'{key}' is missing"
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, _SystemFile.model_fields, n=1)
+        return f"there is no key '{key}'" + (f" (is '{close[0]}' meant?)" if close else "")
+    return f"{key}: {problem['msg'].rstrip('.')}"
 
 
 def _inside(folder: Path, name: str) -> Path:

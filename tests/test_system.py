@@ -395,7 +395,7 @@ def edit(folder: Path, old: str, new: str) -> None:
 
 
 BAD_FILES = {
-    "misspelt key": ("temperature_k", "temperature", "temperature_k: Field required; temperature: Extra inputs"),
+    "misspelt key": ("temperature_k", "temperature", r"there is no key 'temperature' \(is 'temperature_k' meant\?\)"),
     "negative temperature": ("300.0", "-300.0", "temperature_k: Input should be greater than 0"),
     "not toml": ('name = "alanine', 'name "alanine', "is not valid TOML"),
     "method": ("NoCutoff", "PME", "nonbonded_method: Input should be 'NoCutoff' or 'CutoffNonPeriodic'"),
@@ -471,7 +471,7 @@ def test_system_xml_and_every_kind_of_cv(folder, alanine):
         'name = "theta"\nkind = "angle"\natoms = [4, 8, 16]\nmin = 1.0\nmax = 3.0\nbins = 12',
         'name = "rg"\nkind = "radius_of_gyration"\natoms = [1, 4, 8, 18]\nmin = 0.1\nmax = 0.4',
         'name = "rmsd"\nkind = "rmsd"\natoms = [1, 4, 8, 18]\nmin = 0\nmax = 0.4',
-        'name = "rmsd_file"\nkind = "rmsd"\natoms = [1, 4, 8, 18]\nreference = "topology.pdb"\nmin = 0\nmax = 0.4',
+        'name = "rmsd_file"\nkind = "rmsd"\natoms = [1, 4, 8, 16]\nreference = "topology.pdb"\nmin = 0\nmax = 0.4',
         'name = "contacts"\nkind = "contact_number"\ngroups = [[1, 5], [15, 18]]\ncutoff = 0.4\nmin = 0\nmax = 4',
     ]
     values = []
