@@ -237,6 +237,22 @@ BAD_FILES = {
         "there is no key 'pressure_bar'",
     ),
     "unknown key of a CV": ("bins = 14", "bin = 14", "takes no 'bin'"),
+    "a start outside the range": (
+        "min = 0.16",
+        "min = 0.25",
+        "CV 'r' is 0.19[0-9]* nm at the start, outside its range",
+    ),
+    "one CV twice": (
+        TOML[TOML.index("[[cv]]") :],
+        TOML[TOML.index("[[cv]]") :] + TOML[TOML.index("[[cv]]") :].replace('"r"', '"s"'),
+        "CVs 'r' and 's' are the same",
+    ),
+    "degrees": (
+        'kind = "distance"\natoms = [0, 2]\nmin = 0.16\nmax = 0.3',
+        'kind = "angle"\natoms = [0, 1, 2]\nmin = 80\nmax = 140',
+        "at most 3.142 rad, got a range from 80 to 140 rad",
+    ),
+    "a distance below 0": ("min = 0.16", "min = -0.16", "cannot be below 0, got a range from -0.16 to 0.3 nm"),
     "unknown kind of CV": ('"distance"', '"coordination"', "kind must be one of"),
     "not TOML": ("name = ", "name ", "is not valid TOML"),
     "two CVs of one name": (
@@ -317,6 +333,11 @@ def test_negative_workers(system: Path, tmp_path: Path, capfd: pytest.CaptureFix
     check_refused(capfd, arguments, "workers must be 0 or more, got -1", tmp_path / "out")
 
 
+def test_target_error_of_nothing(system: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = run_arguments(system, tmp_path / "out", "--target-error", "0")
+    check_refused(capfd, arguments, "the target error must be above 0 kJ/mol, got 0", tmp_path / "out")
+
+
 def test_negative_seed(system: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     message = "seed must be a whole number, 0 or more, got -1"
     check_refused(capfd, run_arguments(system, tmp_path / "out", seed=-1), message, tmp_path / "out")
@@ -349,6 +370,25 @@ def test_resume_of_another_run(
     check_refused(capfd, arguments, f"has seed {SEED}, not {SEED + 1}", copied)
     other = write_system(tmp_path / "other", openmm.HarmonicBondForce())
     check_refused(capfd, run_arguments(other, copied, "--resume"), "is of another setup", copied)
+
+
+def test_resume_takes_seed_and_budget_from_the_run(
+    finished: FinishedRun, copied: Path, capfd: pytest.CaptureFixture[str], quick: None
+) -> None:
+    before = (copied / "surface.csv").read_bytes()
+    assert main(["run", str(finished.system), "--output", str(copied), "--resume", "--workers", "0"]) == 0
+    status = json.loads((copied / "status.json").read_text())
+    assert (status["seed"], status["budget"]) == (SEED, BUDGET)
+    assert (copied / "surface.csv").read_bytes() == before
+
+
+def test_resume_of_a_run_that_had_saved_nothing(
+    finished: FinishedRun, copied: Path, capfd: pytest.CaptureFixture[str], quick: None
+) -> None:
+    shutil.rmtree(copied / "state")
+    assert main(["run", str(finished.system), "--output", str(copied), "--resume", "--workers", "0"]) == 0
+    assert "had saved nothing before it ended: it begins anew" in capfd.readouterr().err
+    assert (copied / "surface.csv").read_bytes() == (finished.folder / "surface.csv").read_bytes()
 
 
 def test_resume_from_a_damaged_state(finished: FinishedRun, copied: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -344,6 +344,28 @@ def test_another_molecule_or_temperature_is_refused(
             act()
 
 
+def test_what_is_no_simulation_or_has_no_positions_is_refused() -> None:
+    ready = triatomic_simulation()
+    with pytest.raises(sgm.InputError, match="Simulation is needed, got Context"):
+        sgm.ScoreSampler(ready.context, [bond()], temperature=300)  # type: ignore[arg-type]
+    integrator = openmm.LangevinMiddleIntegrator(300, 1, 0.001)
+    bare = app.Simulation(ready.topology, ready.system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    with pytest.raises(sgm.InputError, match="set the positions"):
+        sgm.ScoreSampler(bare, [bond()])
+
+
+def test_budgets_targets_and_bins_that_are_none_are_refused(sampler: sgm.ScoreSampler) -> None:
+    for budget in ("250k", None, 0, -5, 1.5, True):
+        with pytest.raises(sgm.InputError, match="whole number above zero"):
+            sampler.run(budget)  # type: ignore[arg-type]
+    with pytest.raises(sgm.InputError, match="target error must be above 0"):
+        sampler.run(1000, target_error=0.0)
+    with pytest.raises(sgm.InputError, match="bins must be 2 or more"):
+        sampler.surface(bins=0)
+    with pytest.raises(sgm.InputError, match="by name"):
+        sampler.reseed(triatomic_simulation(), (1.0,))  # type: ignore[arg-type]
+
+
 def test_another_run_goes_on_from_the_first() -> None:
     sampler = sgm.ScoreSampler(triatomic(), seed=4, workers=0, options=SMALL)
     sampler.run(12_000)
