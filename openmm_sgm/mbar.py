@@ -75,7 +75,7 @@ def mbar_free_energies(
     guess : free energies to start from, kT, NaN where unknown; a good one saves most of the time
     """
     g = statistical_inefficiencies(chain, grid)
-    keep = [rows[:: int(np.ceil(g[chain.windows[rows[0]]]))] for rows in rows_by_window(chain.windows)]
+    keep = [_decorrelated(rows, g[chain.windows[rows[0]]]) for rows in rows_by_window(chain.windows)]
     windows = np.array([chain.windows[rows[0]] for rows in keep])
     counts = np.array([len(rows) for rows in keep])
     samples = np.concatenate(keep)
@@ -100,6 +100,11 @@ def mbar_free_energies(
     # Var(f_k − mean f) from the variances of all differences
     error[windows[columns]] = np.sqrt(np.maximum(theta.mean(axis=1) - theta.mean() / 2, 0.0))
     return f, error, overlap
+
+
+def _decorrelated(rows: np.ndarray, g: float) -> np.ndarray:
+    """Return n / g of the rows, g apart on average (as `pymbar.timeseries.subsample_correlated_data`, which prints)."""
+    return rows[np.arange(0, len(rows), g).astype(int)]
 
 
 def weighted_mbar(

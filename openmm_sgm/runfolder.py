@@ -118,8 +118,8 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         raise InputError("the budget was too small for a single round: give more force evaluations")
     kt = thermal_energy(sampler.molecule.temperature_k)
     macro, macro_error, overlap = sampler.mbar()  # first: it needs the most memory
-    estimate = sampler.estimate()
-    estimate.surface.write_csv(folder / "surface.csv")
+    combined = sampler.surface()
+    combined.write_csv(folder / "surface.csv")
     draws = campaign.draw_weights()
     micro, micro_error = draws.free_energies()
     difference, rmse = consistency(micro, macro, kt, sampler.options.surface_height)
@@ -145,7 +145,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         "density_error_kt": campaign.density_error,
         "micro_macro_rmse_kj_mol": rmse,
         "simulated_minus_generated_kj_mol": dict(zip(("mean", "std_error"), energy, strict=True)),
-        "std_error_rms_kj_mol": estimate.surface.error_below(sampler.options.surface_height),
+        "std_error_rms_kj_mol": combined.error_below(sampler.options.surface_height),
         "platform": campaign.platform.name,
         "seed": sampler.seed,
         "versions": versions(),
@@ -170,15 +170,15 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         try:
             surface = sampler.surface(method=method)
         except SamplingError:  # no window's draws can be trusted: there is no such surface
-            surface = estimate.surface.empty()
+            surface = combined.empty()
         methods[f"surface_{method}"] = surface.free_energy
         methods[f"surface_{method}_error"] = surface.std_error
     last = campaign.rounds[-1].frames
     diagnostics: dict[str, Any] = {
-        "surface": estimate.surface.free_energy,
-        "surface_error": estimate.surface.std_error,
+        "surface": combined.free_energy,
+        "surface_error": combined.std_error,
         **methods,
-        **{f"edges_{k}": edge for k, edge in enumerate(estimate.surface.edges)},
+        **{f"edges_{k}": edge for k, edge in enumerate(combined.edges)},
         "centers": campaign.grid.centers,
         "visited": np.array(sorted(campaign.walkers)),
         "micro": micro * kt,

@@ -282,6 +282,7 @@ class ScoreSampler:
             raise InputError(f"method must be 'combined', 'mbar' or 'generator', got {method!r}")
         key = (shape, method, n_bootstrap)
         if key not in self._estimates:
+            self._estimates.clear()  # it holds as many configurations as the campaign does: one at a time
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, campaign.cost.total]))
             edges = [np.linspace(cv.minimum, cv.maximum, n + 1) for cv, n in zip(self.molecule.cvs, shape, strict=True)]  # type: ignore[arg-type]
             names, units = [cv.name for cv in self.molecule.cvs], [cv.unit for cv in self.molecule.cvs]
