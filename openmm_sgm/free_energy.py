@@ -226,13 +226,14 @@ def _pool(
     parts += [part.frames for part in rounds]
     weights.append(own)
     replicas.append(own.astype(np.float32)[:, None] * draw_counts)
-    frames = Frames.concatenate(parts)
     weight, replica = np.concatenate(weights), np.concatenate(replicas)
-    windows, columns = np.unique(frames.windows, return_inverse=True)
-    terms = bias_terms(frames.cvs, grid, windows)
+    windows, columns = np.unique(np.concatenate([part.windows for part in parts]), return_inverse=True)
+    terms = bias_terms(np.concatenate([part.cvs for part in parts]), grid, windows)
     # a sample beyond the cutoff of every window tells nothing of any
     used = (weight > 0) & (np.asarray(terms.sum(axis=1)).ravel() > 0)
-    frames, weight, replica, terms = frames[used], weight[used], replica[used], terms[used]
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    frames = Frames.concatenate([part[rows] for part, rows in zip(parts, np.split(used, ends), strict=True)])
+    weight, replica, terms = weight[used], replica[used], terms[used]
     kept, columns = np.unique(columns[used], return_inverse=True)
     windows, terms = windows[kept], terms[:, kept]
     sizes = np.bincount(columns, weight)

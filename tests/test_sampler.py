@@ -11,7 +11,16 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from analytic import BOND_NM, RANGE_NM, TEMPERATURE_K, bond_distribution, exact_surface, triatomic, triatomic_simulation
+from analytic import (
+    ANGLE_RAD,
+    BOND_NM,
+    RANGE_NM,
+    TEMPERATURE_K,
+    bond_distribution,
+    exact_surface,
+    triatomic,
+    triatomic_simulation,
+)
 from openmm import app, unit
 from scipy import stats
 
@@ -19,7 +28,9 @@ import openmm_sgm as sgm
 from openmm_sgm import campaign as campaign_module
 from openmm_sgm.campaign import Campaign
 from openmm_sgm.frames import BURN_IN, GENERATED, INJECTED
+from openmm_sgm.representation import Representation
 from openmm_sgm.unbiased import LabelDistribution
+from openmm_sgm.units import thermal_energy
 
 BUDGET = 40_000
 SMALL = sgm.SamplerOptions(
@@ -317,6 +328,60 @@ def test_step_leaves_the_unbiased_ensemble_invariant(
     monkeypatch.setattr(LabelDistribution, "log_density", lambda self, labels: -exact(self, labels))
     lengths = visited_lengths(sampler, simulation, 400)
     assert stats.kstest(lengths, bond_distribution).pvalue < 1e-4
+
+
+def visited_angles(sampler: sgm.ScoreSampler, context: openmm.Context, visits: int) -> tuple[np.ndarray, float]:
+    """Return the angle after each of some visits without any dynamics between them, and the acceptance."""
+    mover, rng = sampler._moves(), np.random.default_rng(5)
+    angles, before = np.empty(visits), replace(mover.statistics)
+    for k in range(visits):
+        mover.visit(context, -1, 4, rng)
+        x = context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        a, b = x[0] - x[1], x[2] - x[1]
+        angles[k] = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    proposed = mover.statistics.proposed - before.proposed
+    return angles, (mover.statistics.accepted - before.accepted) / proposed
+
+
+@pytest.mark.slow
+def test_moves_with_constraints_and_a_bad_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean angle between two constrained bonds that share a light atom, against the closed form, by moves alone.
+
+    Broken on purpose: without the constraint factor it is many standard errors off. The generator is spoiled, so that
+    many proposals are rejected and the test of acceptance matters.
+    """
+    masses, stiffness = (16.0, 1.0, 16.0), 20.0
+    molecule = triatomic(masses, True, stiffness, cvs=(sgm.Angle("theta", (0, 1, 2), 0.4, 3.1, windows=10),))
+    molecule = replace(molecule, time_step_fs=0.25)  # so light an atom between constraints is not stable at 1 fs
+    sampler = sgm.ScoreSampler(molecule, seed=1, workers=0, options=SMALL)
+    sampler.run(force_evaluations=20_000)
+    assert sampler.campaign is not None
+    network = copy.deepcopy(sampler.campaign.generator.network).requires_grad_(False)
+    network.heads.bias[-1] += 0.6
+    sampler.campaign.generator = replace(sampler.campaign.generator, network=network)
+    integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, 5.0, 0.00025)
+    context = openmm.Context(molecule.system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(molecule.positions)
+
+    theta = np.linspace(1e-3, np.pi - 1e-3, 4001)
+    z = (1 / masses[0] + 1 / masses[1]) ** 2 - (np.cos(theta) / masses[1]) ** 2
+    kt = thermal_energy(TEMPERATURE_K)
+    density = np.sin(theta) * np.sqrt(z) * np.exp(-0.5 * stiffness * (theta - ANGLE_RAD) ** 2 / kt)
+    mean = (theta * density).sum() / density.sum()
+    scatter = np.sqrt(((theta - mean) ** 2 * density).sum() / density.sum())
+
+    angles, accepted = visited_angles(sampler, context, 1500)
+    assert 0.2 < accepted < 0.8
+    blocks = angles.reshape(50, -1).mean(axis=1)
+    error = blocks.std(ddof=1) / np.sqrt(50)
+    assert error < 3 * scatter / np.sqrt(1500)
+    assert abs(angles.mean() - mean) < 4 * error
+
+    monkeypatch.setattr(
+        Representation, "log_constraint_factor", lambda self, x: torch.zeros(len(x), dtype=torch.float64)
+    )
+    angles, _ = visited_angles(sampler, context, 1500)
+    assert angles.mean() - mean > 4 * error
 
 
 def test_step_tells_what_it_did_and_reporters_see_every_step(
