@@ -53,6 +53,7 @@ def main(evaluations: int, seeds: list[int]) -> None:
                     **{key: result[key] for key in ("force_evaluations", "wall_seconds", "acceptance", "ess")},
                     "density_error_kt": result["density_error_kt"],
                     "micro_macro_rmse_kj_mol": result["micro_macro_rmse_kj_mol"],
+                    "simulated_minus_generated_kj_mol": result["simulated_minus_generated_kj_mol"],
                     "against": {
                         name: compare(output / "surface.csv", SYSTEM / "reference" / name)
                         for name in REFERENCES

@@ -92,7 +92,11 @@ def draw_surface(run: RunData) -> Figure:
             (right, projected_error, "magma", STANDARD_ERROR),
         ):
             mesh = axes.pcolormesh(run.edges(first), run.edges(second), image.T, cmap=colours, rasterized=True)
-            figure.colorbar(mesh, ax=axes, label=label)
+            if axes is right and np.isfinite(image).any():  # a few bins at the rim must not hide the others
+                top = float(np.nanquantile(image, 0.98))
+                mesh.set_clim(float(np.nanmin(image)), top)
+            above = axes is right and np.nanmax(image, initial=-np.inf) > mesh.get_clim()[1]
+            figure.colorbar(mesh, ax=axes, label=label, extend="max" if above else "neither")
             axes.set(xlabel=run.axis(first), ylabel=run.axis(second))
             _degree_ticks(run, axes, first, second)
         x, y = (0.5 * (edge[1:] + edge[:-1]) for edge in (run.edges(first), run.edges(second)))
