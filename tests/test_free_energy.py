@@ -67,13 +67,14 @@ def test_wrong_densities_are_noticed(method: Method) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("memory", [0.5, 0.8])
 @pytest.mark.parametrize("method", METHODS)
-def test_reported_errors_are_those_of_repetition(method: Method) -> None:
-    """The spread over 60 independent repetitions, chains with a correlation of 0.5 included, within 20 %.
+def test_reported_errors_are_those_of_repetition(method: Method, memory: float) -> None:
+    """The spread over 60 independent repetitions, chains with such a correlation included, within 20 %.
 
     Errors a third too large or too small fail.
     """
-    results = [estimated(method, seed=100 + k, n=400, memory=0.5).surface for k in range(60)]
+    results = [estimated(method, seed=100 + k, n=400, memory=memory).surface for k in range(60)]
     values = np.array([surface.free_energy for surface in results])
     values, errors = (v[:, np.isfinite(values).all(axis=0)] for v in (values, np.array([s.std_error for s in results])))
     assert values.shape[1] >= 9

@@ -136,7 +136,7 @@ def test_surface_is_right(finished: FinishedRun) -> None:
     difference = found[low] - exact[known][low]
     difference -= np.average(difference, weights=1 / error[low] ** 2)
     assert np.abs(difference / error[low]).max() < 4
-    assert np.sqrt(np.mean(difference**2)) < 0.4
+    assert np.sqrt(np.mean(difference**2)) < 0.3
 
 
 def test_result(result: dict[str, Any]) -> None:
