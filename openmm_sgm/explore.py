@@ -16,11 +16,11 @@ FIRST_TRAINING = 30
 PULLED, GENERATED_START = "pulling from a neighbour", "a generated configuration"
 
 
-def explore(campaign: Campaign, budget: int) -> None:
+def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
     """Visit windows from where the data is, lowest first, until none is left below the height or the budget ends.
 
     A new window starts from a generated configuration where the generator can be trusted there, and from its lowest
-    neighbour by pulling where it cannot.
+    neighbour by pulling where it cannot; always by pulling, and nothing is trained, where `generate` is False.
     """
     end = campaign.cost.total + budget
     if not campaign.walkers:
@@ -36,7 +36,7 @@ def explore(campaign: Campaign, budget: int) -> None:
         if len(campaign.walkers) == before:
             break
         campaign.update_free_energies()
-        if len(campaign.walkers) >= 2 * trained_at:
+        if generate and len(campaign.walkers) >= 2 * trained_at:
             trained_at = len(campaign.walkers)
             campaign.train(steps=campaign.options.exploration_training_steps)
         campaign.say(f"explored {len(campaign.walkers)} windows")
