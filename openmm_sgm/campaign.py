@@ -14,7 +14,7 @@ import torch
 
 from .cvs import Torsion
 from .executors import SerialExecutor, one_thread
-from .frames import BURN_IN, GENERATED, INJECTED, MD, Frames
+from .frames import BURN_IN, GENERATED, INJECTED, MD, SEED, Frames
 from .generator import Generator, generate, log_densities
 from .importance import Draws, Weights, effective_sample_size
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
@@ -88,6 +88,7 @@ class Campaign:
     molecule, grid, options : what is sampled, over which windows, and how
     walkers : window -> `Walker`, for every window visited
     chain : frames of the windows' own simulations, burn-in included, in time order
+    trials : generated frames by which windows were opened in the exploration; for training, not for estimators
     rounds : generated frames, one `Draws` a round
     free_energies : float64, shape (n_windows,), kT; NaN where not known
     generator : the latest, or None
@@ -127,6 +128,7 @@ class Campaign:
         self.ledger = Ledger([cv.name for cv in molecule.cvs])
         self.walkers: dict[int, Walker] = {}
         self.chain: list[Frames] = []
+        self.trials: list[Draws] = []
         self.rounds: list[Draws] = []
         self.free_energies = np.full(len(self.grid.centers), np.nan)
         self.generator: Generator | None = None
@@ -225,6 +227,13 @@ class Campaign:
             source=np.full(len(windows), source, dtype=np.int8),
         )
 
+    def open(self, seeds: Frames, origin: str) -> None:
+        """Let the windows of `seeds`, one generated frame each, start from them."""
+        for window, positions in zip(seeds.windows, seeds.positions, strict=True):
+            self.walkers[int(window)] = Walker(positions, None, origin)
+        n = len(seeds)
+        self.chain.append(replace(seeds, log_weights=np.zeros(n), source=np.full(n, SEED, dtype=np.int8)))
+
     # training
 
     def train(self, steps: int | None = None) -> None:
@@ -275,10 +284,11 @@ class Campaign:
 
     def _training_frames(self) -> tuple[Frames, np.ndarray]:
         """Return the frames to train on and their weights; generated frames count by their effective number."""
-        own = [part[part.source != INJECTED] for part in self.chain]
+        own = [part[np.isin(part.source, (BURN_IN, MD))] for part in self.chain]
         weights = [np.ones(len(part)) for part in own]
-        weights.append(self.draw_weights().effective)
-        return Frames.concatenate([*own, *(draws.frames for draws in self.rounds)]), np.concatenate(weights)
+        weights += [self.trial_weights().effective, self.draw_weights().effective]
+        drawn = [draws.frames for draws in (*self.trials, *self.rounds)]
+        return Frames.concatenate([*own, *drawn]), np.concatenate(weights)
 
     def refine_ode_steps(self) -> None:
         """Take more integration steps until doubling them moves log q by less than allowed, and remember the error.
@@ -424,17 +434,24 @@ class Campaign:
     def update_free_energies(self) -> None:
         """Estimate the windows' free energies: by MBAR at first, held by the generator's own once there are draws.
 
-        Burn-in frames count only for windows that have no others yet, injected states where draws cannot be trusted.
+        Burn-in frames and trials count only for windows that have no others yet, injected states where draws cannot be
+        trusted.
         """
         draws = self.draw_weights()
         prior, error = draws.free_energies()
         chain = Frames.concatenate(self.chain)
-        settled = np.unique(chain.windows[chain.source == MD])
-        first = (chain.source == BURN_IN) & ~np.isin(chain.windows, settled)
+        settled = draws.trusted.copy()
+        settled[chain.windows[np.isin(chain.source, (MD, INJECTED))]] = True
+        first = (chain.source == BURN_IN) & ~settled[chain.windows]
         chain = chain[(chain.source == MD) | first | ((chain.source == INJECTED) & ~draws.trusted[chain.windows])]
-        own = [draws.trusted[part.frames.windows] for part in self.rounds]
-        frames = Frames.concatenate([chain, *(part.frames[rows] for part, rows in zip(self.rounds, own, strict=True))])
-        weights = np.concatenate([np.ones(len(chain)), draws.effective[draws.trusted[draws.windows]]])
+        parts, weights = [chain], [np.ones(len(chain))]
+        for kind, drawn, counts in (
+            (self.trials, self.trial_weights(), ~settled),
+            (self.rounds, draws, draws.trusted),
+        ):
+            parts += [part.frames[counts[part.frames.windows]] for part in kind]
+            weights.append(drawn.effective[counts[drawn.windows]])
+        frames, weights = Frames.concatenate(parts), np.concatenate(weights)
         windows, columns = np.unique(frames.windows, return_inverse=True)
         sizes = np.bincount(columns, weights)
         start = np.nan_to_num(self.free_energies[windows], nan=0.0)
@@ -446,6 +463,10 @@ class Campaign:
     def draw_weights(self) -> Weights:
         """Return the importance weights of all rounds' draws."""
         return Weights(self.rounds, len(self.grid.centers))
+
+    def trial_weights(self) -> Weights:
+        """Return the importance weights of the trials by which windows were opened."""
+        return Weights(self.trials, len(self.grid.centers))
 
     def chain_of(self, *sources: int) -> Frames:
         """Return the chain's frames of these sources, in time order."""

@@ -6,40 +6,59 @@ import numpy as np
 
 from .campaign import Campaign
 from .frames import BURN_IN
-from .importance import effective_sample_size
+from .importance import Draws, effective_sample_size
 from .units import SamplingError
 
 __all__ = ["explore", "unreached"]
 
-FIRST_TRAINING = 30
-"""Windows from which a generator is worth training; it is trained again whenever their number has doubled."""
+FIRST_TRAINING, GROWTH = 30, 1.3
+"""Windows from which a generator is worth training, and the growth of their number that is worth another training."""
 PULLED, GENERATED_START = "pulling from a neighbour", "a generated configuration"
 
 
 def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
     """Visit windows from where the data is, lowest first, until none is left below the height or the budget ends.
 
-    A new window starts from a generated configuration where the generator can be trusted there, and from its lowest
-    neighbour by pulling where it cannot; always by pulling, and nothing is trained, where `generate` is False.
+    Once there is a generator, a new window is tried with a few generated configurations: where their weights can be
+    trusted, one of them is its start and they are its data, at no cost of MD. Where they cannot, even after training
+    on all that has been found since, the window is pulled from its lowest neighbour and simulated. Always the latter,
+    and nothing is trained, where `generate` is False.
     """
     end = campaign.cost.total + budget
     if not campaign.walkers:
         _first_window(campaign)
-    trained_at = len(campaign.walkers) if campaign.generator else FIRST_TRAINING
+    trained_at = len(campaign.walkers) if campaign.generator else 0
+    refused: set[int] = set()  # by the generator as it stands
     while True:
-        affordable = max(0, (end - campaign.cost.total) // _visit_cost(campaign))
-        windows = _frontier(campaign)[:affordable]
-        if not windows:
-            break
+        frontier = _frontier(campaign)
+        affordable = max(0, end - campaign.cost.total)
+        untried = [w for w in frontier if w not in refused] if generate and campaign.generator else []
+        untried = untried[: affordable // campaign.options.trial]
         before = len(campaign.walkers)
-        _visit(campaign, windows)
-        if len(campaign.walkers) == before:
-            break
-        campaign.update_free_energies()
-        if generate and len(campaign.walkers) >= 2 * trained_at:
+        if untried:
+            refused |= set(untried) - set(_open_by_trial(campaign, untried))
+        elif generate and _worth_training(campaign, trained_at):
             trained_at = len(campaign.walkers)
             campaign.train(steps=campaign.options.exploration_training_steps)
-        campaign.say(f"explored {len(campaign.walkers)} windows")
+            refused.clear()
+            continue
+        else:
+            windows = frontier[: affordable // _visit_cost(campaign)]
+            if generate:
+                windows = windows[: max(FIRST_TRAINING // 2, len(campaign.walkers) // 4)]
+            if not windows:
+                break
+            _visit(campaign, windows)
+            if len(campaign.walkers) == before:
+                break
+        if len(campaign.walkers) > before:
+            campaign.update_free_energies()
+            campaign.say(f"explored {len(campaign.walkers)} windows")
+
+
+def _worth_training(campaign: Campaign, trained_at: int) -> bool:
+    """Return whether enough windows have been found since the last training to learn from."""
+    return len(campaign.walkers) >= max(FIRST_TRAINING, GROWTH * trained_at)
 
 
 def unreached(campaign: Campaign) -> tuple[list[int], list[int]]:
@@ -50,11 +69,10 @@ def unreached(campaign: Campaign) -> tuple[list[int], list[int]]:
 
 
 def _visit_cost(campaign: Campaign) -> int:
-    """Return the most force evaluations that a visit takes: trials, pull, equilibration, frames, and their checks."""
+    """Return the most force evaluations that a visit by pulling takes: pull, equilibration, frames, and checks."""
     o = campaign.options
-    trials = o.trial if campaign.generator else 0
     frames = o.exploration_steps // o.frame_interval
-    return trials + o.pull_steps + o.equilibration_steps + o.exploration_steps + frames + 4
+    return o.pull_steps + o.equilibration_steps + o.exploration_steps + frames + 4
 
 
 def _first_window(campaign: Campaign) -> None:
@@ -84,40 +102,39 @@ def _frontier(campaign: Campaign) -> list[int]:
 
 
 def _visit(campaign: Campaign, windows: list[int]) -> None:
+    """Pull each window's walker from its lowest neighbour, and simulate."""
     grid, o = campaign.grid, campaign.options
-    trusted = _generated_starts(campaign, windows)
-    segments, origins = [], {}
+    segments = []
     for window in windows:
-        center = grid.centers[window]
-        if window in trusted:
-            segments.append(campaign.segment(window, trusted[window], None, None, 0, o.equilibration_steps // 2))
-            origins[window] = GENERATED_START
-            continue
         walkers = campaign.walkers
         sound = [n for n in grid.neighbours(window) if n in walkers and not walkers[n].failure]
         if not sound:
             continue
         source = min(sound, key=lambda n: campaign.free_energies[n])
+        center = grid.centers[window]
         path = center - grid.difference(center, grid.centers[source])
         start = walkers[source]
         segments.append(
             campaign.segment(window, start.positions, start.velocities, path, o.pull_steps, o.equilibration_steps)
         )
-        origins[window] = PULLED
-    campaign.run(segments, BURN_IN, origins)
+    campaign.run(segments, BURN_IN, {segment.walker: PULLED for segment in segments})
 
 
-def _generated_starts(campaign: Campaign, windows: list[int]) -> dict[int, np.ndarray]:
-    """Return starting configurations of windows in which the generator's importance weights can be trusted."""
-    if campaign.generator is None:
-        return {}
+def _open_by_trial(campaign: Campaign, windows: list[int]) -> list[int]:
+    """Draw trials in each window and open those in which enough of them are effective; return these."""
     o, rng = campaign.options, campaign.rng()
-    frames, log_weights, _ = campaign.draw(np.array(windows), np.full(len(windows), o.trial), "trial")
-    starts = {}
+    counts = np.full(len(windows), o.trial)
+    frames, log_weights, _ = campaign.draw(np.array(windows), counts, "trial")
+    opened, seeds = [], []
     for window, own in zip(windows, log_weights.reshape(len(windows), o.trial), strict=True):
-        if effective_sample_size(own) * o.trial < o.trial_ess:
-            continue
-        rows = np.flatnonzero(frames.windows == window)
-        p = np.exp(frames.log_weights[rows] - frames.log_weights[rows].max())
-        starts[window] = frames.positions[rng.choice(rows, p=p / p.sum())]
-    return starts
+        if effective_sample_size(own) * o.trial >= o.trial_ess:
+            rows = np.flatnonzero(frames.windows == window)
+            p = np.exp(frames.log_weights[rows] - frames.log_weights[rows].max())
+            opened.append(window)
+            seeds.append(rng.choice(rows, p=p / p.sum()))
+    if opened:
+        campaign.open(frames[np.array(seeds)], GENERATED_START)
+        drawn = np.zeros(len(campaign.grid.centers), dtype=np.int64)
+        drawn[opened] = o.trial
+        campaign.trials.append(Draws(frames[np.isin(frames.windows, opened)], drawn))
+    return opened

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["BURN_IN", "GENERATED", "INJECTED", "MD", "Frames", "rows_by_window"]
+__all__ = ["BURN_IN", "GENERATED", "INJECTED", "MD", "SEED", "Frames", "rows_by_window"]
 
 BURN_IN = 0
 """Provenance: molecular dynamics before the window is known to be in equilibrium; for training, not for estimators."""
@@ -17,6 +17,8 @@ INJECTED = 2
 """Provenance: the state of a window's equilibrium chain after a Metropolis test of a generated configuration."""
 GENERATED = 3
 """Provenance: an independent draw from the generator, weighted by its exact importance weight."""
+SEED = 4
+"""Provenance: a generated configuration that a window starts from; no sample of anything yet."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Frames:
     windows : int64, shape (n,); index of that window
     log_weights : float64, shape (n,); log of the weight towards the window's umbrella ensemble:
         0 for a window's chain, log[exp(-U_c/kT) |Z|^1/2 / q(x|c)] for generated configurations (not normalised)
-    source : int8, shape (n,); `BURN_IN`, `MD`, `INJECTED` or `GENERATED`
+    source : int8, shape (n,); `BURN_IN`, `MD`, `INJECTED`, `GENERATED` or `SEED`
 
     Raises
     ------

@@ -21,7 +21,8 @@ class SamplerOptions:
     outside_share : windows between `surface_height` and `explore_height` connect the others: they are generated for
         this much less
     first_steps, pull_steps, equilibration_steps, exploration_steps : MD of a window's first visit
-    md_steps : MD in each window and round, after the injection
+    md_share : of what is spent in a round, for MD after the injection, in as many windows as it suffices for
+    md_steps : MD in each of these
     frame_interval : steps between stored frames
     exploration_training_steps : of a training during the exploration
     explore_share : largest share of the budget for exploration
@@ -37,8 +38,9 @@ class SamplerOptions:
     outside_share: float = 0.5
     first_steps: int = 500
     pull_steps: int = 100
-    equilibration_steps: int = 100
-    exploration_steps: int = 200
+    equilibration_steps: int = 60
+    exploration_steps: int = 100
+    md_share: float = 0.1
     md_steps: int = 40
     frame_interval: int = 20
     exploration_training_steps: int = 400
@@ -65,6 +67,6 @@ class SamplerOptions:
                 "surface_height must be above 0 and at most explore_height, "
                 f"got {self.surface_height} and {self.explore_height}"
             )
-        for name in ("explore_share", "outside_share"):
+        for name in ("explore_share", "outside_share", "md_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")

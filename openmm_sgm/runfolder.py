@@ -281,6 +281,9 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
     chain = Frames.concatenate(campaign.chain)
     chain.save(state / f"chain-{number}.npz")
     campaign.ledger.write(state / f"ledger-{number}.csv")
+    n_cvs = len(sampler.molecule.cvs)
+    nothing = Frames.empty(sampler.molecule.n_atoms, n_cvs)
+    Frames.concatenate([nothing, *(d.frames for d in campaign.trials)]).save(state / f"trials-{number}.npz")
     committed = _committed_rounds(state)
     for k, draws in enumerate(campaign.rounds):
         if k >= committed:
@@ -298,6 +301,7 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
             acceptance=campaign.acceptance,
             ess=campaign.ess,
             drawn=np.array([draws.drawn for draws in campaign.rounds]),
+            tried=np.sum([np.zeros(len(campaign.grid.centers), int), *(d.drawn for d in campaign.trials)], axis=0),
             rotors=np.array(campaign.rotors if campaign.rotors is not None else [], dtype=np.int64).reshape(-1, 3),
         )
     if campaign.generator is not None:
@@ -325,7 +329,7 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
     _write_json(state / "state.json", _plain(content))
     for old in state.glob("*-*"):
         stem, _, saved = old.name.partition(".")[0].rpartition("-")
-        if stem in ("chain", "walkers", "ledger", "generator") and saved.isdigit() and int(saved) < number:
+        if stem in ("chain", "trials", "walkers", "ledger", "generator") and saved.isdigit() and int(saved) < number:
             if old.is_dir():
                 shutil.rmtree(old)
             else:
@@ -389,9 +393,11 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
                 )
             campaign.free_energies = arrays["free_energies"]
             campaign.acceptance, campaign.ess = arrays["acceptance"], arrays["ess"]
-            drawn = arrays["drawn"]
+            drawn, tried = arrays["drawn"], arrays["tried"]
             if content["rotors_known"]:
                 campaign.rotors = [(int(a), int(b), int(c)) for a, b, c in arrays["rotors"]]
+        trials = Frames.load(state / f"trials-{number}.npz")
+        campaign.trials = [Draws(trials, tried)] if len(trials) else []
         campaign.rounds = [Draws(Frames.load(state / f"draws-{k}.npz"), drawn[k]) for k in range(content["n_rounds"])]
         if campaign.rounds or (state / f"generator-{number}").is_dir():
             campaign.generator = Generator.load(state / f"generator-{number}")

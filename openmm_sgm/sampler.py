@@ -177,9 +177,9 @@ class ScoreSampler:
                 self._note("exploration")
                 self._tell()
         windows, shares = campaign.active_windows()
-        md = len(windows) * (o.md_steps + o.md_steps // o.frame_interval + 2)
-        left = plan.end - campaign.cost.total - md * plan.rounds
-        counts = np.floor(shares * left / (2**plan.rounds - 1)).astype(np.int64)
+        now = (plan.end - campaign.cost.total) / (2**plan.rounds - 1)
+        md = min(len(windows), int(o.md_share * now) // (o.md_steps + o.md_steps // o.frame_interval + 2))
+        counts = np.floor(shares * (1 - o.md_share) * now).astype(np.int64)
         if counts.min() < 1:
             self.progress("the budget is spent before another round")
             plan.rounds = 0
@@ -189,7 +189,7 @@ class ScoreSampler:
         campaign.train()
         campaign.refine_ode_steps()
         campaign.generate_and_inject(windows, counts)
-        campaign.simulate(windows, o.md_steps)
+        campaign.simulate(campaign.rng().choice(windows, md, replace=False), o.md_steps)
         campaign.update_free_energies()
         plan.rounds, plan.explored = plan.rounds - 1, False
         error = self._note(f"round {campaign.round}")

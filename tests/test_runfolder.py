@@ -329,7 +329,8 @@ def test_saved_again_the_state_is_the_same(finished: FinishedRun, tmp_path: Path
 def test_only_the_latest_state_is_kept(finished: FinishedRun) -> None:
     names = sorted(path.name for path in (finished.folder / "state").iterdir())
     draws = [f"draws-{k}.npz" for k in range(3)]
-    assert names == ["chain-4.npz", *draws, "generator-4", "ledger-4.csv", "state.json", "walkers-4.npz"]
+    wanted = ["chain-4.npz", *draws, "generator-4", "ledger-4.csv", "state.json", "trials-4.npz", "walkers-4.npz"]
+    assert names == wanted
 
 
 def test_draws_of_a_save_that_was_killed_are_not_taken_over(finished: FinishedRun, copied: Path) -> None:
