@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from .platforms import PlatformChoice, choose_platform
 from .simulate import MDSettings, Segment, evaluate, run_segments
 from .symmetry import threefold_rotors
 from .system import MolecularSystem
-from .training import build_training_set, train
+from .training import LevelFrames, build_training_set, train
 from .units import thermal_energy
 from .windows import WindowGrid
 from .zmatrix import ZMatrix, build_z_matrix
@@ -80,6 +80,23 @@ class Plan:
     explored: bool = False
 
 
+@dataclass
+class Shared:
+    """What the campaigns of all temperatures have in common.
+
+    Attributes
+    ----------
+    ledger : every generated configuration; cost : of all temperatures; generator : the latest, or None
+    rotors : groups of equivalent atoms, None until they have been looked for; trainings : what each training did
+    """
+
+    ledger: Ledger
+    cost: Cost = field(default_factory=Cost)
+    generator: Generator | None = None
+    rotors: list[tuple[int, int, int]] | None = None
+    trainings: list[dict[str, Any]] = field(default_factory=list)
+
+
 class Campaign:
     """Everything a run knows, and what it can do next. Phases change the state; nothing else does.
 
@@ -91,8 +108,10 @@ class Campaign:
     trials : generated frames by which windows were opened in the exploration; for training, not for estimators
     rounds : generated frames, one `Draws` a round
     free_energies : float64, shape (n_windows,), kT; NaN where not known
-    generator : the latest, or None
     plan : what is left to do
+    target : the campaign at the temperature of interest: this one, or the one that this is a hotter level of
+    hotter : of the target, campaigns at `options.ladder`'s temperatures, ascending: the same windows, for finding
+        states that cold walkers do not reach. They share the target's generator and costs, and are in no estimate
     """
 
     def __init__(
@@ -103,10 +122,14 @@ class Campaign:
         say: Callable[[str], None],
         executor: Executor | None = None,
         chunks: int = 1,
+        *,
+        target: Campaign | None = None,
     ) -> None:
         self.molecule, self.options, self.seed, self.say = molecule, options, seed, say
-        self.executor, self.chunks = executor or SerialExecutor(), chunks
-        self.grid = WindowGrid.over(molecule.cvs, molecule.temperature_k)
+        self.target = target or self
+        self._executor, self._chunks = executor or SerialExecutor(), chunks
+        ladder = (self.target.molecule.temperature_k, *options.ladder) if options.ladder else ()
+        self.grid = WindowGrid.over(molecule.cvs, molecule.temperature_k, ladder)
         self.beta = 1 / thermal_energy(molecule.temperature_k)
         system, prefixes, physical_groups = molecule.biased_system()
         self.platform: PlatformChoice = choose_platform(system, molecule.positions)
@@ -125,21 +148,61 @@ class Campaign:
             molecule.n_atoms, molecule.bonds, molecule.masses, molecule.constraints, torsions
         )
         self.chirality = Chirality.of(molecule.positions, molecule.bonds)
-        self.ledger = Ledger([cv.name for cv in molecule.cvs])
         self.walkers: dict[int, Walker] = {}
         self.chain: list[Frames] = []
         self.trials: list[Draws] = []
         self.rounds: list[Draws] = []
         self.free_energies = np.full(len(self.grid.centers), np.nan)
-        self.generator: Generator | None = None
-        self.rotors: list[tuple[int, int, int]] | None = None
-        self.cost = Cost()
-        self.round = 0
         self.plan = Plan(0, 0, 0)
-        self.trainings: list[dict[str, Any]] = []
+        self.round = 0
         self.acceptance = np.full(len(self.grid.centers), np.nan)
         self.ess = np.full(len(self.grid.centers), np.nan)
         self.density_error = float("nan")
+        self.hotter: list[Campaign] = []
+        if target is None:
+            self._shared = Shared(Ledger([cv.name for cv in molecule.cvs]))
+            for temperature in options.ladder:
+                hot = replace(molecule, temperature_k=temperature)
+                self.hotter.append(Campaign(hot, options, seed.spawn(1)[0], self._say_hot(temperature), target=self))
+
+    # what all temperatures have in common
+
+    @property
+    def shared(self) -> Shared:
+        """Generator, costs and ledger, of all temperatures together."""
+        return self.target._shared
+
+    @property
+    def generator(self) -> Generator | None:
+        """The latest, or None."""
+        return self.shared.generator
+
+    @property
+    def cost(self) -> Cost:
+        """What has been spent."""
+        return self.shared.cost
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every generated configuration."""
+        return self.shared.ledger
+
+    @property
+    def executor(self) -> Executor:
+        """Where MD and generation run."""
+        return self.target._executor
+
+    @property
+    def chunks(self) -> int:
+        """Over how many work lists."""
+        return self.target._chunks
+
+    def work_on(self, executor: Executor, chunks: int) -> None:
+        """Run everything on `executor` from now on, in `chunks` work lists."""
+        self.target._executor, self.target._chunks = executor, chunks
+
+    def _say_hot(self, temperature: float) -> Callable[[str], None]:
+        return lambda line: self.say(f"{temperature:g} K: {line}")
 
     # molecular dynamics
 
@@ -239,56 +302,52 @@ class Campaign:
     def train(self, steps: int | None = None) -> None:
         """Fit the generator to all frames: MD as it is, generated configurations by their exact weights."""
         started = time.perf_counter()
-        if self.rotors is None:
-            some = self.chain[0].positions[:4]
-            self.rotors, cost = threefold_rotors(self.molecule, self.settings, some)
+        shared, target = self.shared, self.target
+        levels = [level for level in (target, *target.hotter) if np.isfinite(level.free_energies).any()]
+        if shared.rotors is None:
+            some = levels[0].chain[0].positions[:4]
+            shared.rotors, cost = threefold_rotors(self.molecule, self.settings, some)
             self.cost.generation += cost
         rng = self.rng()
         options = self.options.training
         if steps is not None:
             options = replace(options, steps=steps)
-        frames, weights = self._training_frames()
-        data = build_training_set(
-            frames,
-            weights,
-            self.free_energies,
-            molecule=self.molecule,
-            grid=self.grid,
-            z_matrix=self.z_matrix,
-            rotors=self.rotors,
-            rows=options.rows,
-            rng=rng,
-        )
-        ode_steps = self.generator.steps if self.generator else self.options.ode_steps
+        # the target's own data counts most once there is any
+        rows = {True: options.rows, False: options.rows // (4 if target in levels else len(levels))}
+        known = [level._training_frames(rows[level is target]) for level in levels]
+        data = build_training_set(known, z_matrix=self.z_matrix, rotors=shared.rotors, rng=rng)
+        ode_steps = shared.generator.steps if shared.generator else self.options.ode_steps
         with one_thread():
             result = train(
                 data,
                 options=options,
                 network_options=self.options.network,
                 seed=int(rng.integers(2**31)),
-                previous=self.generator,
+                previous=shared.generator,
                 ode_steps=ode_steps,
             )
-        self.generator = result.generator
+        shared.generator = result.generator
         self.cost.train_seconds += time.perf_counter() - started
-        self.trainings.append(
+        n = sum(len(level.frames) for level in known)
+        shared.trainings.append(
             {
-                "round": self.round,
-                "frames": len(frames),
+                "round": target.round,
+                "frames": n,
                 "steps": result.steps,
                 "seconds": time.perf_counter() - started,
                 "held_out": result.held_out,
             }
         )
-        self.say(f"trained on {len(frames)} frames, {result.steps} steps")
+        self.say(f"trained on {n} frames, {result.steps} steps")
 
-    def _training_frames(self) -> tuple[Frames, np.ndarray]:
+    def _training_frames(self, rows: int) -> LevelFrames:
         """Return the frames to train on and their weights; generated frames count by their effective number."""
         own = [part[np.isin(part.source, (BURN_IN, MD))] for part in self.chain]
         weights = [np.ones(len(part)) for part in own]
         weights += [self.trial_weights().effective, self.draw_weights().effective]
         drawn = [draws.frames for draws in (*self.trials, *self.rounds)]
-        return Frames.concatenate([*own, *drawn]), np.concatenate(weights)
+        frames = Frames.concatenate([*own, *drawn])
+        return LevelFrames(frames, np.concatenate(weights), self.free_energies, self.molecule, self.grid, rows)
 
     def refine_ode_steps(self) -> None:
         """Take more integration steps until doubling them moves log q by less than allowed, and remember the error.
@@ -301,7 +360,7 @@ class Campaign:
         frames = Frames.concatenate(self.chain)
         usable = np.flatnonzero(np.isin(frames.windows, self.active_windows()[0]))
         rows = self.rng().permutation(usable[-8 * DENSITY_FRAMES :])[:DENSITY_FRAMES]
-        positions, labels = frames.positions[rows], frames.labels[rows]
+        positions, labels = frames.positions[rows], self.grid.labels(frames.labels[rows])
 
         def density(steps: int) -> np.ndarray:
             assert self.generator is not None
@@ -318,7 +377,7 @@ class Campaign:
             needed = steps * (self.density_error / self.options.density_error) ** 0.25
             steps = min(MOST_ODE_STEPS, max(steps + 1, int(np.ceil(needed))))
             values = density(steps)
-        self.generator = self.generator.with_steps(steps)
+        self.shared.generator = self.generator.with_steps(steps)
         self.cost.generate_seconds += time.perf_counter() - started
 
     # generation and injection
@@ -367,7 +426,7 @@ class Campaign:
     def _log_weights_of(self, held: Frames) -> np.ndarray:
         assert self.generator is not None
         started = time.perf_counter()
-        log_q = log_densities(self.generator, held.positions, held.labels, self.executor, self.chunks)
+        log_q = log_densities(self.generator, held.positions, self.grid.labels(held.labels), self.executor, self.chunks)
         bias = self.grid.reduced_bias(held.cvs, held.labels)
         factor = self._constraint_factor(held.positions)
         self.cost.generate_seconds += time.perf_counter() - started
@@ -387,7 +446,8 @@ class Campaign:
         assert self.generator is not None
         started = time.perf_counter()
         seed = np.random.SeedSequence(int(self.rng().integers(2**63)))
-        samples = generate(self.generator, self.grid.centers[windows], counts, seed, self.executor, 4 * self.chunks)
+        labels = self.grid.labels(self.grid.centers[windows])
+        samples = generate(self.generator, labels, counts, seed, self.executor, 4 * self.chunks)
         positions = np.where(samples.valid[:, None, None], samples.positions, self.molecule.positions)
         energies, forces, cost = evaluate(self.settings, positions[samples.valid], self.executor, self.chunks)
         self.cost.generation += cost
@@ -415,7 +475,8 @@ class Campaign:
 
         def submit(verdicts: np.ndarray) -> None:
             self.ledger.add(
-                self.round,
+                self.target.round,
+                self.molecule.temperature_k,
                 purpose,
                 window_of,
                 self.grid.centers[window_of],
@@ -451,12 +512,12 @@ class Campaign:
         ):
             parts += [part.frames[counts[part.frames.windows]] for part in kind]
             weights.append(drawn.effective[counts[drawn.windows]])
-        frames, weights = Frames.concatenate(parts), np.concatenate(weights)
+        frames, weight = Frames.concatenate(parts), np.concatenate(weights)
         windows, columns = np.unique(frames.windows, return_inverse=True)
-        sizes = np.bincount(columns, weights)
+        sizes = np.bincount(columns, weight)
         start = np.nan_to_num(self.free_energies[windows], nan=0.0)
         held = (prior[windows], error[windows]) if np.isfinite(prior[windows]).any() else (None, None)
-        f = weighted_mbar(bias_terms(frames.cvs, self.grid, windows), weights, sizes, start, *held)
+        f = weighted_mbar(bias_terms(frames.cvs, self.grid, windows), weight, sizes, start, *held)
         self.free_energies = np.full(len(self.grid.centers), np.nan)
         self.free_energies[windows] = f
 

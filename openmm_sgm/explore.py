@@ -9,11 +9,13 @@ from .frames import BURN_IN
 from .importance import Draws, effective_sample_size
 from .units import SamplingError
 
-__all__ = ["explore", "unreached"]
+__all__ = ["explore", "explore_ladder", "unreached"]
 
 FIRST_TRAINING, GROWTH = 30, 1.3
 """Windows from which a generator is worth training, and the growth of their number that is worth another training."""
-PULLED, GENERATED_START = "pulling from a neighbour", "a generated configuration"
+LADDER_TRIALS = 4
+"""Trials of a window from a hotter one's generator, in units of `options.trial`."""
+PULLED, GENERATED_START, HOTTER = "pulling from a neighbour", "a generated configuration", "a hotter walker"
 
 
 def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
@@ -36,7 +38,7 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
         untried = untried[: affordable // campaign.options.trial]
         before = len(campaign.walkers)
         if untried:
-            refused |= set(untried) - set(_open_by_trial(campaign, untried))
+            refused |= set(untried) - set(_open_by_trial(campaign, untried, campaign.options.trial))
         elif generate and _worth_training(campaign, trained_at):
             trained_at = len(campaign.walkers)
             campaign.train(steps=campaign.options.exploration_training_steps)
@@ -54,6 +56,44 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
         if len(campaign.walkers) > before:
             campaign.update_free_energies()
             campaign.say(f"explored {len(campaign.walkers)} windows")
+
+
+def explore_ladder(campaign: Campaign, budget: int, steps: int) -> None:
+    """Explore at the highest temperature, where barriers that no CV crosses are low, and bring the states down.
+
+    A generator that is conditioned on temperature learns what the hot walkers find; level by level it offers this to
+    the next lower temperature, with exact weights there, and learns from what it has offered. Cold walkers, which would
+    teach it the one state that they are trapped in, are used only where it cannot be trusted.
+
+    budget : force evaluations to open windows with, of which more are left than spent; steps : MD at the top
+    """
+    levels = [campaign, *campaign.hotter]
+    hottest = levels[-1]
+    explore(hottest, budget // 2)
+    windows, _ = hottest.active_windows()
+    interval = campaign.options.frame_interval
+    each = steps // len(windows) // interval * interval
+    if each:
+        hottest.simulate(windows, each)
+        hottest.update_free_energies()
+    for above, level in zip(reversed(levels[1:]), reversed(levels[:-1]), strict=True):
+        campaign.train(steps=campaign.options.exploration_training_steps)
+        _descend(above, level)
+
+
+def _descend(above: Campaign, level: Campaign) -> None:
+    """Open at one level the windows of the next hotter one: by generated draws, or from its walkers."""
+    o, windows = level.options, above.active_windows()[0]
+    opened = _open_by_trial(level, windows.tolist(), LADDER_TRIALS * o.trial)
+    segments = [
+        level.segment(window, above.walkers[window].positions, None, None, 0, o.equilibration_steps)
+        for window in windows.tolist()
+        if window not in opened
+    ]
+    if segments:
+        level.run(segments, BURN_IN, {segment.walker: HOTTER for segment in segments})
+    level.update_free_energies()
+    level.say(f"{len(opened)} windows opened by generated configurations, {len(segments)} from hotter walkers")
 
 
 def _worth_training(campaign: Campaign, trained_at: int) -> bool:
@@ -120,14 +160,14 @@ def _visit(campaign: Campaign, windows: list[int]) -> None:
     campaign.run(segments, BURN_IN, {segment.walker: PULLED for segment in segments})
 
 
-def _open_by_trial(campaign: Campaign, windows: list[int]) -> list[int]:
-    """Draw trials in each window and open those in which enough of them are effective; return these."""
+def _open_by_trial(campaign: Campaign, windows: list[int], trial: int) -> list[int]:
+    """Draw `trial` configurations in each window and open those in which enough are effective; return these."""
     o, rng = campaign.options, campaign.rng()
-    counts = np.full(len(windows), o.trial)
+    counts = np.full(len(windows), trial)
     frames, log_weights, _ = campaign.draw(np.array(windows), counts, "trial")
     opened, seeds = [], []
-    for window, own in zip(windows, log_weights.reshape(len(windows), o.trial), strict=True):
-        if effective_sample_size(own) * o.trial >= o.trial_ess:
+    for window, own in zip(windows, log_weights.reshape(len(windows), trial), strict=True):
+        if effective_sample_size(own) * trial >= o.trial_ess:
             rows = np.flatnonzero(frames.windows == window)
             p = np.exp(frames.log_weights[rows] - frames.log_weights[rows].max())
             opened.append(window)
@@ -135,6 +175,6 @@ def _open_by_trial(campaign: Campaign, windows: list[int]) -> list[int]:
     if opened:
         campaign.open(frames[np.array(seeds)], GENERATED_START)
         drawn = np.zeros(len(campaign.grid.centers), dtype=np.int64)
-        drawn[opened] = o.trial
+        drawn[opened] = trial
         campaign.trials.append(Draws(frames[np.isin(frames.windows, opened)], drawn))
     return opened

@@ -72,7 +72,7 @@ class Generator:
 
         Parameters
         ----------
-        labels : float64, shape (n_labels, n_cvs), CV units; counts : int, shape (n_labels,)
+        labels : float64, shape (n_labels, n_cvs), CV units (and ln(T/T₀), see `LabelSpace`); counts : int, (n_labels,)
         """
         source = torch.Generator().manual_seed(seed)
         c = torch.as_tensor(np.asarray(labels, dtype=np.float64))
@@ -121,7 +121,12 @@ class Generator:
             "n_atoms": self.representation.n_atoms,
             "steps": self.steps,
             "network": self.network.options.to_dict(),
-            "label_space": {"periods": space.periods, "minimum": space.minimum, "maximum": space.maximum},
+            "label_space": {
+                "periods": space.periods,
+                "minimum": space.minimum,
+                "maximum": space.maximum,
+                "thermal": space.thermal,
+            },
         }
         return save_tensors(arrays), json.dumps(header, indent=1)
 
@@ -142,7 +147,9 @@ class Generator:
         if header["format_version"] != FORMAT_VERSION:
             raise ValueError(f"generator format {header['format_version']} is not {FORMAT_VERSION}")
         arrays = load_tensors(tensors)
-        space = LabelSpace(**{name: tuple(values) for name, values in header["label_space"].items()})
+        given = dict(header["label_space"])
+        thermal = bool(given.pop("thermal", False))
+        space = LabelSpace(**{name: tuple(values) for name, values in given.items()}, thermal=thermal)
         own = {k.removeprefix("representation."): v for k, v in arrays.items() if k.startswith("representation.")}
         weights = {k.removeprefix("network."): torch.tensor(v) for k, v in arrays.items() if k.startswith("network.")}
         representation = Representation.from_arrays(own, space, int(header["n_atoms"]))

@@ -107,6 +107,7 @@ class LedgerRow:
 
     number: int
     round: int
+    temperature_k: float
     window: int
     label: tuple[float, ...]
     purpose: str
@@ -126,6 +127,7 @@ class Ledger:
     def add(
         self,
         round_number: int,
+        temperature_k: float,
         purpose: str,
         windows: np.ndarray,
         labels: np.ndarray,
@@ -141,6 +143,7 @@ class Ledger:
                 LedgerRow(
                     len(self.rows),
                     round_number,
+                    temperature_k,
                     int(window),
                     tuple(float(v) for v in label),
                     purpose,
@@ -158,11 +161,12 @@ class Ledger:
             writer = csv.writer(file)
             labels = [f"label_{name}" for name in self.cv_names]
             tail = ["purpose", "energy_kj_mol", "log_density", "log_weight", "verdict"]
-            writer.writerow(["number", "round", "window", *labels, *tail])
+            writer.writerow(["number", "round", "temperature_k", "window", *labels, *tail])
             for row in self.rows:
                 numbers = [_text(v) for v in (row.energy, row.log_density, row.log_weight)]
                 label = [f"{v:.6f}" for v in row.label]
-                writer.writerow([row.number, row.round, row.window, *label, row.purpose, *numbers, row.verdict])
+                place = [row.number, row.round, f"{row.temperature_k:g}", row.window]
+                writer.writerow([*place, *label, row.purpose, *numbers, row.verdict])
         temporary.replace(path)
 
     @staticmethod
@@ -173,7 +177,7 @@ class Ledger:
             for row in csv.DictReader(file):
                 label = tuple(float(row[f"label_{name}"]) for name in cv_names)
                 energy, log_q, log_w = (float(row[k] or "nan") for k in ("energy_kj_mol", "log_density", "log_weight"))
-                place = int(row["number"]), int(row["round"]), int(row["window"])
+                place = int(row["number"]), int(row["round"]), float(row["temperature_k"]), int(row["window"])
                 ledger.rows.append(LedgerRow(*place, label, row["purpose"], energy, log_q, log_w, row["verdict"]))
         return ledger
 

@@ -22,11 +22,19 @@ class LabelSpace:
     ----------
     periods : per CV, its period or None
     minimum, maximum : per CV, the bounds that non-periodic CVs are scaled with
+    thermal : whether the last of them is no CV but ln(T/T₀), with T the label's temperature and T₀ the target's
     """
 
     periods: tuple[float | None, ...]
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
+    thermal: bool = False
+
+    def spread(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return √(T/T₀), shape (n, 1): how much wider than at the target a harmonic coordinate is; 1 without T."""
+        if not self.thermal:
+            return torch.ones_like(labels[:, :1])
+        return torch.exp(0.5 * labels[:, -1:])
 
     def difference(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return a − b, shape (n, d), wrapped into [−period/2, period/2) for periodic CVs."""

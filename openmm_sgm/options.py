@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from .networks import NetworkOptions
@@ -26,6 +27,9 @@ class SamplerOptions:
     frame_interval : steps between stored frames
     exploration_training_steps : of a training during the exploration
     explore_share : largest share of the budget for exploration
+    ladder : temperatures in K, ascending and above the target's, at which the windows are simulated as well, to find
+        states behind barriers that no CV crosses; empty for none
+    ladder_share : of the budget, for MD at the highest of them
     rounds : of training, generation, injection and simulation; each generates twice as much as the one before
     trial : configurations drawn to see whether the generator can be trusted with a new window
     trial_ess : effective number of them from which it is
@@ -45,6 +49,8 @@ class SamplerOptions:
     frame_interval: int = 20
     exploration_training_steps: int = 400
     explore_share: float = 0.5
+    ladder: tuple[float, ...] = ()
+    ladder_share: float = 0.3
     rounds: int = 3
     trial: int = 16
     trial_ess: float = 2.0
@@ -54,6 +60,9 @@ class SamplerOptions:
     network: NetworkOptions = field(default_factory=NetworkOptions)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ladder", tuple(float(t) for t in self.ladder))
+        if any(not a < b for a, b in itertools.pairwise((0.0, *self.ladder))):
+            raise ValueError(f"the ladder's temperatures must be positive and ascend, got {self.ladder}")
         interval = self.frame_interval
         for name in ("exploration_steps", "md_steps"):
             value = getattr(self, name)
@@ -67,6 +76,6 @@ class SamplerOptions:
                 "surface_height must be above 0 and at most explore_height, "
                 f"got {self.surface_height} and {self.explore_height}"
             )
-        for name in ("explore_share", "outside_share", "md_share"):
+        for name in ("explore_share", "outside_share", "md_share", "ladder_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")

@@ -81,9 +81,9 @@ class Representation:
         """
         bonds, angles, torsions = internal_coordinates(positions, self.z_matrix)
         raw = self._raw_linear(bonds, angles, torsions, labels)
-        linear = (raw - self._raw_mean(labels)) @ torch.as_tensor(self.unmixing)
+        linear = (raw - self._raw_mean(labels)) / self._spread(labels) @ torch.as_tensor(self.unmixing)
         rotors = torsions[:, torch.as_tensor(self.rotors)] / ROTOR_SCALE
-        return torch.cat([linear, rotors], dim=1), self._log_volume(bonds, angles)
+        return torch.cat([linear, rotors], dim=1), self._log_volume(bonds, angles, labels)
 
     def decode(self, z: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return positions (n, n_atoms, 3) nm, log |dx/dz| (n,) and valid (n,) bool.
@@ -92,7 +92,7 @@ class Representation:
         half a turn from its mean. Such a row has no density in configuration space and is never a configuration.
         """
         linear, rotors = z[:, : self.n_linear], z[:, self.n_linear :]
-        raw = self._raw_mean(labels) + linear @ torch.as_tensor(self.mixing)
+        raw = self._raw_mean(labels) + linear @ torch.as_tensor(self.mixing) * self._spread(labels)
         constant = self.z_matrix.constant_bonds[1:]
         free = np.flatnonzero(np.isnan(constant))
         n_bonds, n_angles = len(free), len(constant) - 1
@@ -111,7 +111,7 @@ class Representation:
         safe_bonds = torch.where(bonds > 0, bonds, torch.ones_like(bonds))
         inside = (angles > 0) & (angles < math.pi)
         safe_angles = torch.where(inside, angles, torch.ones_like(angles))
-        return positions, self._log_volume(safe_bonds, safe_angles), valid
+        return positions, self._log_volume(safe_bonds, safe_angles, labels), valid
 
     def log_constraint_factor(self, positions: torch.Tensor) -> torch.Tensor:
         """Return ½ log det Z (Fixman 1974), shape (n,), up to a constant: constraints make it exp(−βU) |Z|^½."""
@@ -133,8 +133,8 @@ class Representation:
         positions: torch.Tensor,
         forces: torch.Tensor,
         labels: torch.Tensor,
-        beta: float,
-        force_constants: np.ndarray,
+        beta: float | torch.Tensor,
+        force_constants: np.ndarray | torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return z and ∇_z log π_c, each of shape (n, n_z): equation 3's g, by the chain rule through `decode`.
 
@@ -143,20 +143,30 @@ class Representation:
         Parameters
         ----------
         forces : float64, shape (n, n_atoms, 3), kJ/mol/nm; of U and of the umbrellas on CVs that are no coordinate
-        force_constants : shape (len(cv),), kJ/mol/rad²; of the umbrellas on torsions that are coordinates
+        beta : mol/kJ, one or shape (n,)
+        force_constants : (len(cv),) or (n, len(cv)), kJ/mol/rad²; of the umbrellas on torsions that are coordinates
         """
         z, _ = self.encode(positions, labels)
         z = z.detach().requires_grad_(True)
         x, log_volume, _ = self.decode(z, labels)
         rotated = forces @ body_frame(positions, self.z_matrix)
-        offsets = self._raw_mean(labels) + z[:, : self.n_linear] @ torch.as_tensor(self.mixing)
-        offsets = offsets[:, self.n_linear - len(self.cv) :]
+        offsets = z[:, : self.n_linear] @ torch.as_tensor(self.mixing) * self._spread(labels)
+        offsets = (self._raw_mean(labels) + offsets)[:, self.n_linear - len(self.cv) :]
         umbrella = 0.5 * (torch.as_tensor(force_constants) * offsets**2).sum(dim=1)
         log_density = beta * ((rotated * x).sum(dim=(1, 2)) - umbrella) + log_volume + self.log_constraint_factor(x)
         return z.detach(), torch.autograd.grad(log_density.sum(), z)[0]
 
     def _raw_mean(self, labels: torch.Tensor) -> torch.Tensor:
         return self.label_space.features(labels) @ torch.as_tensor(self.coefficients)
+
+    def _spread(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the widths of the raw linear coordinates relative to the target temperature's, (n, n_linear).
+
+        An umbrella's is the same at all temperatures (its force constant rises with T), a harmonic coordinate's √T.
+        """
+        spread = self.label_space.spread(labels).expand(-1, self.n_linear).clone()
+        spread[:, self.n_linear - len(self.cv) :] = 1.0
+        return spread
 
     def _raw_linear(
         self, bonds: torch.Tensor, angles: torch.Tensor, torsions: torch.Tensor, labels: torch.Tensor
@@ -168,10 +178,11 @@ class Representation:
         cv = _wrap(torsions[:, torch.as_tensor(self.cv)] - labels[:, torch.as_tensor(self.cv_of)])
         return torch.cat([bonds[:, free], angles, unimodal, cv], dim=1)
 
-    def _log_volume(self, bonds: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        """Π b² sin θ over placed atoms times the constant of the whitening; the molecule's rotation is left out."""
+    def _log_volume(self, bonds: torch.Tensor, angles: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Π b² sin θ over placed atoms times the volume of the whitening; the molecule's rotation is left out."""
         constant = float(np.linalg.slogdet(self.mixing)[1]) + self.n_rotors * math.log(ROTOR_SCALE)
-        return 2 * torch.log(bonds).sum(1) + torch.log(torch.sin(angles)).sum(1) + constant
+        widths = torch.log(self._spread(labels)).sum(1)
+        return 2 * torch.log(bonds).sum(1) + torch.log(torch.sin(angles)).sum(1) + widths + constant
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays, for safetensors."""
@@ -261,7 +272,7 @@ def fit_representation(
     gram = features.T @ (w[:, None] * features) + torch.diag(penalty) + 1e-10 * torch.eye(len(penalty))
     coefficients = torch.linalg.solve(gram, features.T @ (w[:, None] * target)) * scale
     coefficients[0] += grand_mean
-    residual = (raw - features @ coefficients) / scale
+    residual = (raw - features @ coefficients) / plain._spread(c) / scale
     covariance = residual.T @ (w[:, None] * residual)
     # shrink towards the diagonal as if n_linear further frames had been uncorrelated
     shrink = n_linear / (n_linear + len(raw))

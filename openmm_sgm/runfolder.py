@@ -18,7 +18,7 @@ from openmm import app, unit
 from safetensors import SafetensorError
 
 from . import __version__
-from .campaign import Cost, Plan, Walker
+from .campaign import Campaign, Cost, Plan, Walker
 from .explore import unreached
 from .frames import MD, Frames
 from .free_energy import Method, consistency, simulated_minus_generated
@@ -157,7 +157,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
             "started_from": _count(k.started_from for k in campaign.walkers.values()),
         },
         "history": sampler.history,
-        "trainings": campaign.trainings,
+        "trainings": campaign.shared.trainings,
         "command": command,
     }
     _write_json(folder / "result.json", _plain(result))
@@ -276,22 +276,56 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
     campaign = sampler.campaign
     assert campaign is not None
     state = folder / "state"
-    state.mkdir(exist_ok=True)
     number = len(sampler.history)
-    chain = Frames.concatenate(campaign.chain)
-    chain.save(state / f"chain-{number}.npz")
+    shared = campaign.shared
+    levels = [
+        _save_level(_level_folder(state, k), level, number) for k, level in enumerate((campaign, *campaign.hotter))
+    ]
     campaign.ledger.write(state / f"ledger-{number}.csv")
-    n_cvs = len(sampler.molecule.cvs)
-    nothing = Frames.empty(sampler.molecule.n_atoms, n_cvs)
-    Frames.concatenate([nothing, *(d.frames for d in campaign.trials)]).save(state / f"trials-{number}.npz")
-    committed = _committed_rounds(state)
+    if campaign.generator is not None:
+        campaign.generator.save(state / f"generator-{number}")
+    content = {
+        "version": STATE_VERSION,
+        "number": number,
+        "seed": sampler.seed,
+        "setup": _setup(sampler),
+        "sampler_seeds": sampler.seeds_spawned,
+        "wall_seconds": sampler.wall_seconds,
+        "history": sampler.history,
+        "round": campaign.round,
+        "plan": asdict(campaign.plan),
+        "ledger_rows": len(campaign.ledger.rows),
+        "cost": asdict(campaign.cost),
+        "trainings": shared.trainings,
+        "rotors": shared.rotors,
+        "has_generator": campaign.generator is not None,
+        "density_error": campaign.density_error,
+        "levels": levels,
+    }
+    _write_json(state / "state.json", _plain(content))
+    for k in range(len(levels)):
+        _remove_older(_level_folder(state, k), number)
+
+
+def _level_folder(state: Path, k: int) -> Path:
+    """Return where the state of a temperature is: the target's in `state` itself, hotter ones' below it."""
+    return state / f"hotter_{k}" if k else state
+
+
+def _save_level(folder: Path, campaign: Campaign, number: int) -> dict[str, Any]:
+    """Write the arrays of one temperature, and return what goes into the JSON."""
+    committed = _committed_rounds(folder)
+    folder.mkdir(exist_ok=True)
+    nothing = Frames.empty(campaign.molecule.n_atoms, len(campaign.molecule.cvs))
+    Frames.concatenate([nothing, *campaign.chain]).save(folder / f"chain-{number}.npz")
+    Frames.concatenate([nothing, *(d.frames for d in campaign.trials)]).save(folder / f"trials-{number}.npz")
     for k, draws in enumerate(campaign.rounds):
         if k >= committed:
-            draws.frames.save(state / f"draws-{k}.npz")
-    windows = np.array(sorted(campaign.walkers))
+            draws.frames.save(folder / f"draws-{k}.npz")
+    windows = np.array(sorted(campaign.walkers), dtype=np.int64)
     walkers = [campaign.walkers[w] for w in windows]
     velocities = [np.full_like(w.positions, np.nan) if w.velocities is None else w.velocities for w in walkers]
-    with (state / f"walkers-{number}.npz").open("wb") as file:
+    with (folder / f"walkers-{number}.npz").open("wb") as file:
         np.savez(
             file,
             windows=windows,
@@ -302,32 +336,40 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
             ess=campaign.ess,
             drawn=np.array([draws.drawn for draws in campaign.rounds]),
             tried=np.sum([np.zeros(len(campaign.grid.centers), int), *(d.drawn for d in campaign.trials)], axis=0),
-            rotors=np.array(campaign.rotors if campaign.rotors is not None else [], dtype=np.int64).reshape(-1, 3),
         )
-    if campaign.generator is not None:
-        campaign.generator.save(state / f"generator-{number}")
-    content = {
-        "version": STATE_VERSION,
-        "number": number,
-        "seed": sampler.seed,
-        "setup": _setup(sampler),
-        "sampler_seeds": sampler.seeds_spawned,
-        "campaign_seeds": campaign.seed.n_children_spawned,
-        "wall_seconds": sampler.wall_seconds,
-        "history": sampler.history,
-        "round": campaign.round,
-        "plan": asdict(campaign.plan),
-        "ledger_rows": len(campaign.ledger.rows),
-        "cost": asdict(campaign.cost),
-        "trainings": campaign.trainings,
-        "density_error": campaign.density_error,
+    return {
+        "seeds": campaign.seed.n_children_spawned,
         "origins": [w.started_from for w in walkers],
         "failures": [w.failure for w in walkers],
         "n_rounds": len(campaign.rounds),
-        "rotors_known": campaign.rotors is not None,
     }
-    _write_json(state / "state.json", _plain(content))
-    for old in state.glob("*-*"):
+
+
+def _load_level(folder: Path, campaign: Campaign, number: int, content: dict[str, Any]) -> None:
+    """Put one temperature where `_save_level` found it."""
+    chain = Frames.load(folder / f"chain-{number}.npz")
+    trials = Frames.load(folder / f"trials-{number}.npz")
+    campaign.chain = [chain] if len(chain) else []
+    with np.load(folder / f"walkers-{number}.npz", allow_pickle=False) as arrays:
+        for k, window in enumerate(arrays["windows"]):
+            velocities = arrays["velocities"][k]
+            campaign.walkers[int(window)] = Walker(
+                arrays["positions"][k],
+                None if np.isnan(velocities).any() else velocities,
+                content["origins"][k],
+                content["failures"][k],
+            )
+        campaign.free_energies = arrays["free_energies"]
+        campaign.acceptance, campaign.ess = arrays["acceptance"], arrays["ess"]
+        drawn = arrays["drawn"]
+        campaign.trials = [Draws(trials, arrays["tried"])] if len(trials) else []
+    campaign.rounds = [Draws(Frames.load(folder / f"draws-{k}.npz"), drawn[k]) for k in range(content["n_rounds"])]
+    old = campaign.seed
+    campaign.seed = np.random.SeedSequence(old.entropy, spawn_key=old.spawn_key, n_children_spawned=content["seeds"])
+
+
+def _remove_older(folder: Path, number: int) -> None:
+    for old in folder.glob("*-*"):
         stem, _, saved = old.name.partition(".")[0].rpartition("-")
         if stem in ("chain", "trials", "walkers", "ledger", "generator") and saved.isdigit() and int(saved) < number:
             if old.is_dir():
@@ -336,10 +378,10 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
                 old.unlink()
 
 
-def _committed_rounds(state: Path) -> int:
+def _committed_rounds(folder: Path) -> int:
     """Return how many rounds' draws the state that stands in the folder counts on; they are never written again."""
     try:
-        return int(json.loads((state / "state.json").read_text())["n_rounds"])
+        return int(json.loads((folder / "state.json").read_text())["levels"][0]["n_rounds"])
     except FileNotFoundError:
         return 0
 
@@ -381,35 +423,19 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
             raise InputError(f"the run in {folder} is of another setup, in its {', '.join(differing)}")
         number = content["number"]
         campaign = sampler.new_campaign()
-        campaign.chain = [Frames.load(state / f"chain-{number}.npz")]
-        with np.load(state / f"walkers-{number}.npz", allow_pickle=False) as arrays:
-            for k, window in enumerate(arrays["windows"]):
-                velocities = arrays["velocities"][k]
-                campaign.walkers[int(window)] = Walker(
-                    arrays["positions"][k],
-                    None if np.isnan(velocities).any() else velocities,
-                    content["origins"][k],
-                    content["failures"][k],
-                )
-            campaign.free_energies = arrays["free_energies"]
-            campaign.acceptance, campaign.ess = arrays["acceptance"], arrays["ess"]
-            drawn, tried = arrays["drawn"], arrays["tried"]
-            if content["rotors_known"]:
-                campaign.rotors = [(int(a), int(b), int(c)) for a, b, c in arrays["rotors"]]
-        trials = Frames.load(state / f"trials-{number}.npz")
-        campaign.trials = [Draws(trials, tried)] if len(trials) else []
-        campaign.rounds = [Draws(Frames.load(state / f"draws-{k}.npz"), drawn[k]) for k in range(content["n_rounds"])]
-        if campaign.rounds or (state / f"generator-{number}").is_dir():
-            campaign.generator = Generator.load(state / f"generator-{number}")
-        campaign.cost, campaign.plan = Cost(**content["cost"]), Plan(**content["plan"])
-        campaign.round, campaign.trainings = content["round"], content["trainings"]
+        for k, level in enumerate((campaign, *campaign.hotter)):
+            _load_level(_level_folder(state, k), level, number, content["levels"][k])
+        shared = campaign.shared
+        if content["has_generator"]:
+            shared.generator = Generator.load(state / f"generator-{number}")
+        shared.rotors = content["rotors"] and [(int(a), int(b), int(c)) for a, b, c in content["rotors"]]
+        shared.cost, shared.trainings = Cost(**content["cost"]), content["trainings"]
+        campaign.plan, campaign.round = Plan(**content["plan"]), content["round"]
         campaign.density_error = float("nan") if content["density_error"] is None else content["density_error"]
-        campaign.ledger = Ledger.read(state / f"ledger-{number}.csv", campaign.ledger.cv_names)
+        shared.ledger = Ledger.read(state / f"ledger-{number}.csv", campaign.ledger.cv_names)
         if len(campaign.ledger.rows) != content["ledger_rows"]:
             raise ValueError("the ledger has lost rows")
-        sampler.restore(
-            campaign, content["history"], content["wall_seconds"], content["sampler_seeds"], content["campaign_seeds"]
-        )
+        sampler.restore(campaign, content["history"], content["wall_seconds"], content["sampler_seeds"])
     except InputError:
         raise
     except DAMAGE as error:

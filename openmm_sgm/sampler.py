@@ -16,7 +16,7 @@ from openmm import app, unit
 from .campaign import Campaign, Plan
 from .cvs import CollectiveVariable
 from .executors import make_executor, one_thread
-from .explore import explore
+from .explore import explore, explore_ladder
 from .frames import INJECTED, MD, Frames
 from .free_energy import Estimate, Method, Surface, estimate
 from .importance import Draws
@@ -101,6 +101,11 @@ class ScoreSampler:
             raise InputError(f"workers must be 0 or more, got {workers}")
         self.seed = index(seed)
         self.options = options or SamplerOptions()
+        if self.options.ladder and self.options.ladder[0] <= self.molecule.temperature_k:
+            raise InputError(
+                f"the ladder's temperatures must lie above {self.molecule.temperature_k:g} K, "
+                f"got {self.options.ladder[0]:g} K"
+            )
         self.progress, self.on_round = progress or (lambda line: None), on_round
         self._given_executor = executor
         self._seeds = np.random.SeedSequence(seed)
@@ -136,7 +141,7 @@ class ScoreSampler:
             self.campaign.plan = Plan(cost + budget, int(budget * o.explore_share), o.rounds)
         started = time.perf_counter()
         with self._executor() as executor, one_thread():
-            self.campaign.executor, self.campaign.chunks = executor, max(1, self.workers)
+            self.campaign.work_on(executor, max(1, self.workers))
             try:
                 while self.campaign.plan.rounds:
                     self._round(target_error)
@@ -170,7 +175,11 @@ class ScoreSampler:
         plan = campaign.plan
         if not plan.explored:
             before = campaign.cost.total
-            explore(campaign, plan.explore)
+            if campaign.hotter and not campaign.walkers:
+                explore_ladder(campaign, plan.explore, int(o.ladder_share * (plan.end - before)))
+            left = plan.explore - (campaign.cost.total - before)
+            if left > 0:
+                explore(campaign, left)
             plan.explore -= campaign.cost.total - before
             plan.explored = True
             if plan.rounds == o.rounds:
@@ -244,14 +253,9 @@ class ScoreSampler:
         history: list[dict[str, Any]],
         wall_seconds: float,
         spawned: int,
-        campaign_spawned: int,
     ) -> None:
         """Take over the state of an interrupted run, randomness included."""
         self._seeds = np.random.SeedSequence(self.seed, n_children_spawned=spawned)
-        old = campaign.seed
-        campaign.seed = np.random.SeedSequence(
-            old.entropy, spawn_key=old.spawn_key, n_children_spawned=campaign_spawned
-        )
         self.campaign, self.history, self.wall_seconds = campaign, history, wall_seconds
 
     # results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from .units import thermal_energy
 from .windows import WindowGrid
 from .zmatrix import ZMatrix
 
-__all__ = ["TrainingOptions", "TrainingResult", "TrainingSet", "build_training_set", "train"]
+__all__ = ["LevelFrames", "TrainingOptions", "TrainingResult", "TrainingSet", "build_training_set", "train"]
 
 CHUNK = 4096
 """Frames whose biases in all windows are computed at once."""
@@ -76,6 +77,25 @@ class TrainingSet:
 
 
 @dataclass(frozen=True)
+class LevelFrames:
+    """What is known at one temperature.
+
+    Attributes
+    ----------
+    frames : of the windows of `grid`; weights : shape (n,), of each among those of its window, 1 for MD
+    free_energies : shape (n_windows,), kT, NaN where there is none
+    molecule, grid : at that temperature; rows : size of the training set to draw from it
+    """
+
+    frames: Frames
+    weights: np.ndarray
+    free_energies: np.ndarray
+    molecule: MolecularSystem
+    grid: WindowGrid
+    rows: int
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """The generator, the held-out loss at each check as (step, loss), the steps taken and the seconds they took."""
 
@@ -86,18 +106,13 @@ class TrainingResult:
 
 
 def build_training_set(
-    frames: Frames,
-    sample_weights: np.ndarray,
-    free_energies: np.ndarray,
+    levels: Sequence[LevelFrames],
     *,
-    molecule: MolecularSystem,
-    grid: WindowGrid,
     z_matrix: ZMatrix,
     rotors: list[tuple[int, int, int]],
-    rows: int,
     rng: np.random.Generator,
 ) -> TrainingSet:
-    """Draw a training set in which every label has the same share, and fit the representation to it.
+    """Draw a training set in which every label of a level has the same share, and fit the representation to it.
 
     A frame is not tied to the window it came from. Under windows sampled alike, the label of a configuration x is
     distributed as p(k|x) ∝ exp(f_k − bias_k(x)) (the weights of MBAR, Shirts & Chodera 2008, equation 9), so each row
@@ -105,11 +120,51 @@ def build_training_set(
 
     Parameters
     ----------
-    sample_weights : shape (n,); weight of each frame among those of its window, 1 for MD
-    free_energies : shape (n_windows,), kT, of all windows of the grid, NaN where there is none
+    levels : frames of each temperature; one without a ladder
     """
+    chosen, points = zip(*(_draw_rows(level, rng) for level in levels), strict=True)
+    drawn = [level.frames[rows] for level, rows in zip(levels, chosen, strict=True)]
+    positions = np.concatenate([frames.positions for frames in drawn])
+    forces = np.concatenate([frames.forces for frames in drawn])
+    positions, forces = permuted([positions, forces], rotors, rng)
+    labels = np.concatenate([level.grid.labels(own) for level, own in zip(levels, points, strict=True)])
+    molecule = levels[0].molecule
+    representation = fit_representation(
+        positions,
+        labels,
+        np.ones(len(labels)),
+        z_matrix=z_matrix,
+        label_space=levels[0].grid.label_space,
+        constraints=molecule.constraints,
+        masses=molecule.masses,
+    )
+    sizes = [len(rows) for rows in chosen]
+    beta = np.repeat([1 / thermal_energy(level.grid.temperature_k) for level in levels], sizes)
+    constants = np.repeat([level.grid.force_constants for level in levels], sizes, axis=0)
+    in_coordinates = set(representation.cv_of.tolist())
+    others = [k for k in range(len(molecule.cvs)) if k not in in_coordinates]
+    if others:
+        offsets = levels[0].grid.difference(molecule.evaluate_cvs(positions), np.concatenate(points))
+        slopes = (constants * offsets)[:, others]
+        forces -= np.einsum("nk,nkai->nai", slopes, molecule.cv_gradients(positions, others))
+    x, c = torch.as_tensor(positions), torch.as_tensor(labels)
+    coordinate_constants = torch.as_tensor(constants[:, representation.cv_of])
+    z, gradients = representation.force_targets(
+        x, torch.as_tensor(forces), c, torch.as_tensor(beta), coordinate_constants
+    )
+    features = representation.label_space.features(c)[:, 1:]
+    first = np.cumsum([0, *(len(level.frames) for level in levels[:-1])])
+    group = np.concatenate([rows + start for rows, start in zip(chosen, first, strict=True)])
+    return TrainingSet(
+        representation, z.float().numpy(), gradients.float().numpy(), features.float().numpy(), group=group
+    )
+
+
+def _draw_rows(level: LevelFrames, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of the level's frames, int64, shape (rows,), and a label for each, shape (rows, n_cvs)."""
+    frames, grid, free_energies = level.frames, level.grid, level.free_energies
     known = np.flatnonzero(np.isfinite(free_energies))
-    size = np.bincount(frames.windows, sample_weights, minlength=len(free_energies))
+    size = np.bincount(frames.windows, level.weights, minlength=len(free_energies))
 
     def terms(cvs: np.ndarray) -> np.ndarray:
         """Return exp(f_k − bias_k) up to a factor common to all k, shape (n, n_known)."""
@@ -120,38 +175,14 @@ def build_training_set(
     for start in range(0, len(frames), CHUNK):
         some = slice(start, start + CHUNK)
         here = terms(frames.cvs[some])
-        share[some] = sample_weights[some] * here.sum(axis=1) / (here @ np.maximum(size[known], 1e-12))
-    chosen = rng.choice(len(frames), size=rows, p=share / share.sum())
-    picks = np.empty(rows, dtype=np.int64)
-    for start in range(0, rows, CHUNK):
+        share[some] = level.weights[some] * here.sum(axis=1) / (here @ np.maximum(size[known], 1e-12))
+    chosen = rng.choice(len(frames), size=level.rows, p=share / share.sum())
+    picks = np.empty(level.rows, dtype=np.int64)
+    for start in range(0, level.rows, CHUNK):
         some = slice(start, start + CHUNK)
         cumulative = np.cumsum(terms(frames.cvs[chosen[some]]), axis=1)
         picks[some] = (cumulative < rng.random(len(cumulative))[:, None] * cumulative[:, -1:]).sum(axis=1)
-    labels = grid.centers[known][np.minimum(picks, len(known) - 1)]
-
-    positions, forces = permuted([frames.positions[chosen], frames.forces[chosen]], rotors, rng)
-    representation = fit_representation(
-        positions,
-        labels,
-        np.ones(rows),
-        z_matrix=z_matrix,
-        label_space=grid.label_space,
-        constraints=molecule.constraints,
-        masses=molecule.masses,
-    )
-    in_coordinates = set(representation.cv_of.tolist())
-    others = [k for k in range(len(molecule.cvs)) if k not in in_coordinates]
-    if others:
-        slopes = grid.force_constants * grid.difference(molecule.evaluate_cvs(positions), labels)
-        forces -= np.einsum("nk,nkai->nai", slopes[:, others], molecule.cv_gradients(positions, others))
-    x, c = torch.as_tensor(positions), torch.as_tensor(labels)
-    beta = 1 / thermal_energy(grid.temperature_k)
-    coordinate_constants = grid.force_constants[representation.cv_of]
-    z, gradients = representation.force_targets(x, torch.as_tensor(forces), c, beta, coordinate_constants)
-    features = representation.label_space.features(c)[:, 1:]
-    return TrainingSet(
-        representation, z.float().numpy(), gradients.float().numpy(), features.float().numpy(), group=chosen
-    )
+    return chosen, grid.centers[known][np.minimum(picks, len(known) - 1)]
 
 
 def train(

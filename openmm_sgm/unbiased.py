@@ -110,7 +110,7 @@ class UnbiasedMoves:
         self.chirality = Chirality.of(molecule.positions, molecule.bonds)
         self.statistics = MoveStatistics()
         self._stock_labels = np.zeros((0, len(molecule.cvs)))
-        self._stock = generator.sample(self._stock_labels, np.zeros(0, dtype=int), 0)
+        self._stock = generator.sample(grid.labels(self._stock_labels), np.zeros(0, dtype=int), 0)
         self._taken = 0
 
     def visit(self, context: openmm.Context, groups: int, proposals: int, rng: np.random.Generator) -> bool:
@@ -123,7 +123,7 @@ class UnbiasedMoves:
         cvs = self.molecule.evaluate_cvs(start[None])
         width = np.sqrt(1 / (self.beta * self.grid.force_constants))
         label = self.grid.difference(cvs + width * rng.standard_normal(cvs.shape), np.zeros_like(cvs))
-        log_q = self.generator.log_density(start[None], label)
+        log_q = self.generator.log_density(start[None], self.grid.labels(label))
         energy = np.array([self._energy(context, groups)])
         here = (self._log_weight(start[None], energy, label, log_q) - self.labels.log_density(label))[0]
         if np.isnan(here) or here == np.inf:
@@ -158,7 +158,7 @@ class UnbiasedMoves:
         fewer than two are effective, and their effective number; the context is left as it was."""
         state = context.getState(positions=True, velocities=True)
         labels = np.repeat(label[None], draws, axis=0)
-        samples = self.generator.sample(labels, np.ones(draws, dtype=int), int(rng.integers(2**63)))
+        samples = self.generator.sample(self.grid.labels(labels), np.ones(draws, dtype=int), int(rng.integers(2**63)))
         positions, log_weights = self._weigh(context, groups, labels, samples, _nm(state.getPositions(asNumpy=True)))
         context.setPositions(state.getPositions())
         context.setVelocities(state.getVelocities())
@@ -177,7 +177,7 @@ class UnbiasedMoves:
         if n > len(self._stock_labels) - self._taken:
             self._stock_labels = self.labels.draw(max(n, STOCK), rng)
             counts = np.ones(len(self._stock_labels), dtype=int)
-            self._stock = self.generator.sample(self._stock_labels, counts, int(rng.integers(2**63)))
+            self._stock = self.generator.sample(self.grid.labels(self._stock_labels), counts, int(rng.integers(2**63)))
             self._taken = 0
         rows = slice(self._taken, self._taken + n)
         self._taken += n

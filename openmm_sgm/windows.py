@@ -31,15 +31,17 @@ class WindowGrid:
     force_constants : float64, shape (n_cvs,), kJ/mol/unit²
     periods : per CV, its period or None
     temperature_k : sets the width of an umbrella
+    ladder : the temperatures (K) that a generator is conditioned on, the target's first; empty for one temperature
     """
 
     axes: tuple[np.ndarray, ...]
     force_constants: np.ndarray
     periods: tuple[float | None, ...]
     temperature_k: float
+    ladder: tuple[float, ...] = ()
 
     @staticmethod
-    def over(cvs: Sequence[CollectiveVariable], temperature_k: float) -> WindowGrid:
+    def over(cvs: Sequence[CollectiveVariable], temperature_k: float, ladder: tuple[float, ...] = ()) -> WindowGrid:
         """Return the grid for `cvs`: what a CV does not say is 18 windows a period, or 12 over a range.
 
         A force constant that is not given makes neighbours overlap: the spacing is 1.8 widths of the umbrella. For
@@ -53,7 +55,7 @@ class WindowGrid:
             spacing = (cv.maximum - cv.minimum) / count
             axes.append(cv.minimum + (np.arange(count) + 0.5) * spacing)
             constants.append(cv.force_constant or thermal_energy(temperature_k) * (OVERLAP / spacing) ** 2)
-        return WindowGrid(tuple(axes), np.array(constants), tuple(cv.period for cv in cvs), temperature_k)
+        return WindowGrid(tuple(axes), np.array(constants), tuple(cv.period for cv in cvs), temperature_k, ladder)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,7 +73,18 @@ class WindowGrid:
         spacings = [axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in self.axes]
         low = tuple(float(axis[0] - spacing / 2) for axis, spacing in zip(self.axes, spacings, strict=True))
         high = tuple(float(axis[-1] + spacing / 2) for axis, spacing in zip(self.axes, spacings, strict=True))
+        if self.ladder:
+            return LabelSpace(
+                (*self.periods, None), (*low, 0.0), (*high, float(np.log(self.ladder[-1] / self.ladder[0]))), True
+            )
         return LabelSpace(self.periods, low, high)
+
+    def labels(self, points: np.ndarray) -> np.ndarray:
+        """Return what a generator is told of points (n, n_cvs) of CV space at this temperature, (n, n_labels)."""
+        if not self.ladder:
+            return np.asarray(points)
+        column = np.full((len(points), 1), np.log(self.temperature_k / self.ladder[0]))
+        return np.hstack([points, column])
 
     def difference(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return a − b over the last axis (n_cvs), wrapped for periodic CVs."""

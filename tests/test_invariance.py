@@ -34,7 +34,7 @@ from openmm_sgm.platforms import platform_properties
 from openmm_sgm.simulate import Segment, evaluate, run_segments
 from openmm_sgm.symmetry import permuted, threefold_rotors
 from openmm_sgm.system import MolecularSystem
-from openmm_sgm.training import TrainingOptions, build_training_set, train
+from openmm_sgm.training import LevelFrames, TrainingOptions, build_training_set, train
 from openmm_sgm.units import thermal_energy
 from openmm_sgm.windows import WindowGrid
 from openmm_sgm.zmatrix import build_z_matrix
@@ -142,11 +142,7 @@ def stage(molecule: MolecularSystem, time_step_fs: float, samples: int, seed: in
     known = np.full(len(grid.centers), np.nan)
     known[window] = 0.0
     data = build_training_set(
-        frames[:TRAINING],
-        np.ones(TRAINING),
-        known,
-        molecule=molecule,
-        grid=grid,
+        [LevelFrames(frames[:TRAINING], np.ones(TRAINING), known, molecule, grid, rows=4000)],
         z_matrix=build_z_matrix(
             molecule.n_atoms,
             molecule.bonds,
@@ -155,7 +151,6 @@ def stage(molecule: MolecularSystem, time_step_fs: float, samples: int, seed: in
             [cv.atoms for cv in molecule.cvs],
         ),
         rotors=methyls,
-        rows=4000,
         rng=np.random.default_rng(seed),
     )
     trained = train(

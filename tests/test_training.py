@@ -14,7 +14,7 @@ from openmm_sgm.frames import MD, Frames
 from openmm_sgm.generator import Generator
 from openmm_sgm.networks import NetworkOptions
 from openmm_sgm.system import MolecularSystem
-from openmm_sgm.training import TrainingOptions, TrainingSet, build_training_set, train
+from openmm_sgm.training import LevelFrames, TrainingOptions, TrainingSet, build_training_set, train
 from openmm_sgm.units import thermal_energy
 from openmm_sgm.windows import WindowGrid
 from openmm_sgm.zmatrix import build_z_matrix
@@ -88,14 +88,9 @@ def exact_free_energies(grid: WindowGrid) -> np.ndarray:
 def training_set(few: tuple[MolecularSystem, WindowGrid, Frames], rows: int = 2000, seed: int = 2) -> TrainingSet:
     molecule, grid, frames = few
     return build_training_set(
-        frames,
-        np.ones(len(frames)),
-        exact_free_energies(grid),
-        molecule=molecule,
-        grid=grid,
+        [LevelFrames(frames, np.ones(len(frames)), exact_free_energies(grid), molecule, grid, rows)],
         z_matrix=build_z_matrix(3, molecule.bonds, molecule.masses, molecule.constraints, [None]),
         rotors=[],
-        rows=rows,
         rng=np.random.default_rng(seed),
     )
 
