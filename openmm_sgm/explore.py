@@ -9,7 +9,7 @@ from .frames import BURN_IN
 from .importance import effective_sample_size
 from .units import SamplingError
 
-__all__ = ["explore", "unreached"]
+__all__ = ["explore", "generated_starts", "unreached"]
 
 FIRST_TRAINING = 30
 """Windows from which a generator is worth training; it is trained again whenever their number has doubled."""
@@ -85,7 +85,7 @@ def _frontier(campaign: Campaign) -> list[int]:
 
 def _visit(campaign: Campaign, windows: list[int]) -> None:
     grid, o = campaign.grid, campaign.options
-    trusted = _generated_starts(campaign, windows)
+    trusted = generated_starts(campaign, windows)
     segments, origins = [], {}
     for window in windows:
         center = grid.centers[window]
@@ -107,7 +107,7 @@ def _visit(campaign: Campaign, windows: list[int]) -> None:
     campaign.run(segments, BURN_IN, origins)
 
 
-def _generated_starts(campaign: Campaign, windows: list[int]) -> dict[int, np.ndarray]:
+def generated_starts(campaign: Campaign, windows: list[int]) -> dict[int, np.ndarray]:
     """Return starting configurations of windows in which the generator's importance weights can be trusted."""
     if campaign.generator is None:
         return {}

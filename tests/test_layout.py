@@ -40,9 +40,13 @@ ORDER = (
     "unbiased",
     "sampler",
     "runfolder",
+    "umbrella",
+    "rivals",
     "compare",
     "figures",
+    "pages",
     "report",
+    "compare_report",
     "cli",
 )
 
