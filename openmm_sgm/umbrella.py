@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,9 +32,9 @@ __all__ = ["Snapshot", "Stopwatch", "replica_exchange", "surface_bins", "umbrell
 UMBRELLA = SamplerOptions(
     pull_steps=200, equilibration_steps=100, exploration_steps=100, first_steps=1000, frame_interval=20, md_steps=20
 )
-"""What a window's first visit takes. Its frames begin right after the pull: what is not in equilibrium yet is found by
-`settled_from`. Frames are kept every 0.1 ps at 2 fs: force constants of some 66 kJ/mol/rad² leave the torsions
-correlated for about as long, and each frame costs a force evaluation."""
+"""What a window's first visit takes. Its frames count: what is not in equilibrium yet is found by `settled_from`.
+Chosen among 100 + 0, 200 + 100 and 300 + 200 steps on alanine dipeptide: at a million force evaluations they cannot be
+told apart, at a quarter of that the first is more often far off and the last leaves half of the bins empty."""
 EXCHANGE_STEPS = 50
 """Steps between exchanges: as often as frames are kept, since nothing is lost by exchanging often (Sindhikara, Emerson
 & Roitberg, J. Chem. Theory Comput. 6, 2804, 2010)."""
@@ -109,12 +109,17 @@ def umbrella(
     campaign, clock = _campaign(molecule, options, seed, executor, workers), Stopwatch()
     for budget in budgets:
         with clock.running(), one_thread():
-            _sample(campaign, budget)
+            _sample(campaign, budget, _independent)
         yield _snapshot(campaign, clock, budget, Frames.concatenate(campaign.chain), seed)
 
 
 def umbrella_seeded(
-    molecule: MolecularSystem, seed: int, budgets: Sequence[int], executor: Executor, workers: int
+    molecule: MolecularSystem,
+    seed: int,
+    budgets: Sequence[int],
+    executor: Executor,
+    workers: int,
+    options: SamplerOptions | None = None,
 ) -> Iterator[Snapshot]:
     """The windows of `umbrella` and plain MD in them, each started from a generated configuration where one can be had.
 
@@ -123,7 +128,7 @@ def umbrella_seeded(
     these cannot be trusted go on from where they are. Only frames after that count. What seeding alone brings: neither
     injection nor generated configurations enter the estimate.
     """
-    campaign, clock = _campaign(molecule, SamplerOptions(), seed, executor, workers), Stopwatch()
+    campaign, clock = _campaign(molecule, options or SamplerOptions(), seed, executor, workers), Stopwatch()
     seeded = False
     for budget in budgets:
         with clock.running(), one_thread():
@@ -131,7 +136,7 @@ def umbrella_seeded(
                 explore(campaign, budget - campaign.cost.total)
                 seeded = _finished(campaign) and _seed_windows(campaign, budget)
             if seeded:
-                _sample(campaign, budget)
+                _sample(campaign, budget, _independent)
         chain = campaign.chain_of(MD) if seeded else Frames.concatenate(campaign.chain)
         if seeded and not len(chain):
             chain = Frames.concatenate(campaign.chain)
@@ -150,23 +155,29 @@ def _finished(campaign: Campaign) -> bool:
     return not unreached(campaign)[1]
 
 
-def _sample(campaign: Campaign, budget: int) -> None:
-    """Explore by pulling, then spend what is left of `budget` on equal MD in the sound windows below `explore_height`.
+def _sample(campaign: Campaign, budget: int, dynamics: Callable[[Campaign, np.ndarray, int], None]) -> None:
+    """Explore by pulling, then spend what is left of `budget` on `dynamics` in the windows below `explore_height`.
 
     In `STRETCHES`, after each of which the windows are chosen anew: what a pull makes of a window's free energy is
     rough, and windows high on a ridge, which hold one state or another by the side from which they were pulled, cost
     more accuracy than they bring.
     """
-    interval = campaign.options.frame_interval
     for left in range(STRETCHES, 0, -1):
         explore(campaign, budget - campaign.cost.total, generate=False)
         if not _finished(campaign):
             return
-        windows, _ = campaign.active_windows()
-        frames = ((budget - campaign.cost.total) // (left * len(windows)) - 2) // (interval + 1)
-        if frames > 0:
-            campaign.simulate(windows, frames * interval)
+        before = campaign.cost.total
+        dynamics(campaign, campaign.active_windows()[0], (budget - before) // left)
+        if campaign.cost.total > before:
             campaign.update_free_energies()
+
+
+def _independent(campaign: Campaign, windows: np.ndarray, budget: int) -> None:
+    """Run equal MD in each window, for `budget` in all at most."""
+    interval = campaign.options.frame_interval
+    frames = (budget // len(windows) - 2) // (interval + 1)
+    if frames > 0:
+        campaign.simulate(windows, frames * interval)
 
 
 def _seed_windows(campaign: Campaign, budget: int) -> bool:
@@ -255,9 +266,10 @@ class WindowExchange(app.ReplicaExchangeSampler):
             return
         first = self.rng.integers(n, size=self.exchangesPerIteration)
         second = (first + self.rng.integers(1, n, size=self.exchangesPerIteration)) % n
-        thresholds = np.log(self.rng.random(self.exchangesPerIteration)).tolist()
+        thresholds: list[float] = np.log(self.rng.random(self.exchangesPerIteration)).tolist()
+        pairs: list[list[int]] = np.stack([first, second], axis=1).tolist()
         bias, state = self.reduced_biases.tolist(), self.replicaStateIndex
-        for i, j, threshold in zip(first.tolist(), second.tolist(), thresholds, strict=True):
+        for (i, j), threshold in zip(pairs, thresholds, strict=True):
             a, b = state[i], state[j]
             if threshold <= bias[i][a] - bias[i][b] + bias[j][b] - bias[j][a]:
                 state[i], state[j] = b, a
@@ -273,90 +285,80 @@ def replica_exchange(
     steps one replica after the other in one context: it uses one core, whatever `workers` is.
     """
     campaign, clock = _campaign(molecule, UMBRELLA, seed, executor, workers), Stopwatch()
-    coupled: _Coupled | None = None
     for budget in budgets:
         with clock.running(), one_thread():
-            if coupled is None:
-                explore(campaign, budget - campaign.cost.total, generate=False)
-                if _finished(campaign):
-                    coupled = _Coupled(campaign)
-            if coupled is not None:
-                coupled.run((budget - campaign.cost.total) // coupled.iteration_cost)
-        chain = Frames.concatenate(campaign.chain)
-        yield _snapshot(campaign, clock, budget, chain, seed)
+            _sample(campaign, budget, _coupled)
+        yield _snapshot(campaign, clock, budget, Frames.concatenate(campaign.chain), seed)
 
 
-class _Coupled:
-    """The exchange sampler over a campaign's sound windows, and the way of its frames into the campaign's chain."""
+def _coupled(campaign: Campaign, windows: np.ndarray, budget: int) -> None:
+    """Run the windows coupled, for `budget` in all at most; frames go to the window whose state they were in.
 
-    def __init__(self, campaign: Campaign) -> None:
-        self.campaign = campaign
-        self.windows, _ = campaign.active_windows()
-        settings, molecule = campaign.settings, campaign.molecule
-        states = [
-            {f"{prefix}_center": float(x) for prefix, x in zip(settings.bias_prefixes, center, strict=True)}
-            for center in campaign.grid.centers[self.windows]
-        ]
-        integrator = openmm.LangevinMiddleIntegrator(
-            settings.temperature_k, settings.friction_per_ps, settings.time_step_fs / 1000
+    A frame costs one evaluation more, for its energy, as a frame of `umbrella` does.
+    """
+    cost = len(windows) * (EXCHANGE_STEPS + 1)
+    if budget < cost:
+        return
+    sampler = _exchange_sampler(campaign, windows)
+    context, groups = sampler.simulation.context, campaign.settings.physical_groups
+    for _ in range(budget // cost):
+        sampler.simulate(1)
+        positions, cvs, states = sampler.frames.pop()
+        energies = np.empty(len(positions))
+        for k, configuration in enumerate(positions):
+            context.setPositions(configuration)
+            energies[k] = context.getState(energy=True, groups=groups).getPotentialEnergy()._value
+        campaign.chain.append(
+            Frames(
+                positions=positions,
+                forces=np.zeros_like(positions),  # nothing here asks for them
+                energies=energies,
+                cvs=cvs,
+                labels=campaign.grid.centers[windows[states]],
+                windows=windows[states],
+                log_weights=np.zeros(len(states)),
+                source=np.full(len(states), MD, dtype=np.int8),
+            )
         )
-        rng = campaign.rng()
-        integrator.setRandomNumberSeed(int(rng.integers(1, 2**31 - 1)))
-        platform = openmm.Platform.getPlatformByName(settings.platform)
-        simulation = app.Simulation(
-            molecule.topology,
-            openmm.XmlSerializer.deserialize(settings.system_xml),
-            integrator,
-            platform,
-            settings.platform_properties,
+        campaign.cost.simulation += cost
+    for state, final in zip(sampler.replicaStateIndex, sampler.replicaConformation, strict=True):
+        window = int(windows[state])
+        campaign.walkers[window] = Walker(
+            final.getPositions(asNumpy=True)._value,
+            final.getVelocities(asNumpy=True)._value,
+            campaign.walkers[window].started_from,
         )
-        for prefix, constant in zip(settings.bias_prefixes, campaign.grid.force_constants, strict=True):
-            simulation.context.setParameter(f"{prefix}_force_constant", float(constant))
-        simulation.context.setPositions(molecule.positions)
-        self.sampler = WindowExchange(states, simulation, EXCHANGE_STEPS, molecule, campaign.grid, self.windows, rng)
-        for k, window in enumerate(self.windows):
-            walker = campaign.walkers[int(window)]
-            simulation.context.setPositions(walker.positions)
-            if walker.velocities is None:
-                simulation.context.setVelocitiesToTemperature(settings.temperature_k)
-            else:
-                simulation.context.setVelocities(walker.velocities)
-            self.sampler.replicaConformation[k] = simulation.context.getState(
-                positions=True, velocities=True, parameters=True, integratorParameters=True
-            )
-        self.iteration_cost = len(states) * (EXCHANGE_STEPS + 1)
 
-    def run(self, iterations: int) -> None:
-        """Simulate, and append the frames, each to the window of its state; each costs an evaluation for its energy."""
-        if iterations < 1:
-            return
-        campaign, sampler = self.campaign, self.sampler
-        context = sampler.simulation.context
-        for _ in range(iterations):
-            sampler.simulate(1)
-            positions, cvs, states = sampler.frames.pop()
-            energies = np.empty(len(positions))
-            for k, configuration in enumerate(positions):
-                context.setPositions(configuration)
-                state = context.getState(energy=True, groups=campaign.settings.physical_groups)
-                energies[k] = state.getPotentialEnergy()._value
-            windows = self.windows[states]
-            campaign.chain.append(
-                Frames(
-                    positions=positions,
-                    forces=np.zeros_like(positions),
-                    energies=energies,
-                    cvs=cvs,
-                    labels=campaign.grid.centers[windows],
-                    windows=windows,
-                    log_weights=np.zeros(len(windows)),
-                    source=np.full(len(windows), MD, dtype=np.int8),
-                )
-            )
-            campaign.cost.simulation += self.iteration_cost
-        for k, state_index in enumerate(sampler.replicaStateIndex):
-            window = int(self.windows[state_index])
-            final = sampler.replicaConformation[k]
-            campaign.walkers[window] = Walker(
-                final.getPositions(asNumpy=True)._value, None, campaign.walkers[window].started_from
-            )
+
+def _exchange_sampler(campaign: Campaign, windows: np.ndarray) -> WindowExchange:
+    """Return the sampler, each replica where its window's walker is."""
+    settings, molecule, grid, rng = campaign.settings, campaign.molecule, campaign.grid, campaign.rng()
+    prefixes = settings.bias_prefixes
+    states = [{f"{prefixes[k]}_center": float(x) for k, x in enumerate(center)} for center in grid.centers[windows]]
+    integrator = openmm.LangevinMiddleIntegrator(
+        settings.temperature_k, settings.friction_per_ps, settings.time_step_fs / 1000
+    )
+    integrator.setRandomNumberSeed(int(rng.integers(1, 2**31 - 1)))
+    simulation = app.Simulation(
+        molecule.topology,
+        openmm.XmlSerializer.deserialize(settings.system_xml),
+        integrator,
+        openmm.Platform.getPlatformByName(settings.platform),
+        settings.platform_properties,
+    )
+    context = simulation.context
+    for prefix, constant in zip(prefixes, grid.force_constants, strict=True):
+        context.setParameter(f"{prefix}_force_constant", float(constant))
+    context.setPositions(molecule.positions)
+    sampler = WindowExchange(states, simulation, EXCHANGE_STEPS, molecule, grid, windows, rng)
+    for k, window in enumerate(windows):
+        walker = campaign.walkers[int(window)]
+        context.setPositions(walker.positions)
+        if walker.velocities is None:
+            context.setVelocitiesToTemperature(settings.temperature_k, int(rng.integers(1, 2**31 - 1)))
+        else:
+            context.setVelocities(walker.velocities)
+        sampler.replicaConformation[k] = context.getState(
+            positions=True, velocities=True, parameters=True, integratorParameters=True
+        )
+    return sampler
