@@ -268,7 +268,8 @@ def _draw(summary: Summary, cost: str, label: str) -> Figure:
     axes.axhline(TARGET_KJ_MOL, color="0.5", linestyle="--", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="RMS error of the surface (kJ/mol)")
     _plain_ticks(axes)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return drawing
 
 

@@ -28,8 +28,8 @@ BUDGETS = {True: (10_000, 40_000), False: (20_000, 400_000)}
 """With windows and without: the others take no time."""
 WITH_ERRORS = {"umbrella", "umbrella-seeded", "replica-exchange", "md", "score"}
 WITH_WINDOWS = WITH_ERRORS - {"md"}
-# kJ/mol below 5 kcal/mol: about twice the error that each has
-TOLERANCE = dict.fromkeys(METHODS, 1.0) | {"metadynamics": 2.0, "opes": 2.0, "score": 0.5}
+# kJ/mol, over all bins; what a run of this length may be off by
+TOLERANCE = dict.fromkeys(METHODS, 1.0) | {"replica-exchange": 1.5, "metadynamics": 1.5, "opes": 1.5, "score": 0.5}
 QUICK = SamplerOptions(
     training=TrainingOptions(steps=60, batch_size=256, check_every=30, rows=2000),
     network=NetworkOptions(width=32, hidden=32, conditioning=16),
@@ -193,7 +193,7 @@ def test_two_mixed_cvs_and_three_can_be_compared() -> None:
         for run in (umbrella, umbrella_module.replica_exchange, grown_bias.metadynamics, rivals.md):
             last = list(run(molecule, 1, [12_000], SerialExecutor(), 0))[-1]
             assert last.surface.free_energy.shape == molecule.bins
-            assert np.isfinite(last.surface.free_energy).sum() > 4
+            assert np.isfinite(last.surface.free_energy).sum() >= 4
 
 
 def test_widths_are_the_published_ones_for_torsions(alanine: MolecularSystem, monkeypatch: pytest.MonkeyPatch) -> None:
