@@ -9,11 +9,13 @@ as it has ended, and a comparison that was interrupted goes on with what is miss
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,16 @@ def _missing(method: Method) -> str | None:
     return f"{method.needs} is not installed (pip install 'openmm-sgm[{method.extra}]')"
 
 
+def _rival_versions(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of the optional packages that the methods use, where they are installed."""
+    found = {}
+    for needed in (METHODS[name].needs for name in names):
+        if needed is not None:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found[needed] = metadata.version(needed)
+    return found
+
+
 def _unit_path(folder: Path, name: str, seed: int, budgets: Sequence[int]) -> Path:
     budget = "" if METHODS[name].nested else f"-{budgets[0]}"
     return folder / "rows" / f"{name}-seed{seed}{budget}.json"
@@ -295,7 +307,7 @@ def _collect(
         "limit_kj_mol": LIMIT_KJ_MOL,
         "settings": {name: METHODS[name].settings for name in names},
         "nested": {name: METHODS[name].nested for name in names},
-        "versions": versions(),
+        "versions": versions() | _rival_versions(names),
         "command": command,
     }
     return Comparison(rows, failures, about)

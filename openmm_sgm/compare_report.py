@@ -19,7 +19,7 @@ from .rivals import METHODS
 __all__ = ["TARGET_KJ_MOL", "Summary", "cost_to_reach", "write_comparison"]
 
 TARGET_KJ_MOL = 0.6
-LEAST_COVERAGE = 0.95
+LEAST_COVERAGE = 0.9
 """A surface that covers less of the bins is no answer to the question, however good it is where it is."""
 _COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00", "#999999", "#d55e00")  # Okabe & Ito
 _MARKERS = "osD^vPX"
@@ -183,8 +183,9 @@ def _verdicts(summary: Summary) -> list[str]:
 
 def _notes(summary: Summary) -> list[str]:
     about = summary.comparison.about
+    seeds = "one seed" if about["seeds"] == 1 else f"{about['seeds']} seeds"
     return [
-        f"Median over {about['seeds']} seeds of the RMS error (smallest–largest) in kJ/mol; share of the bins covered; "
+        f"Median over {seeds} of the RMS error (smallest–largest) in kJ/mol; share of the bins covered; "
         f"seconds. Bins whose reference lies below {about['limit_kj_mol']:g} kJ/mol count, both surfaces "
         "aligned by their mean there.",
         f"Reference: {about['reference']}.",

@@ -39,6 +39,8 @@ EXCHANGE_STEPS = 50
 """Steps between exchanges: as often as frames are kept, since nothing is lost by exchanging often (Sindhikara, Emerson
 & Roitberg, J. Chem. Theory Comput. 6, 2804, 2010)."""
 STRETCHES = 3
+"""Times within a budget that the windows are chosen anew; without it the errors were 1.2 to 4 kJ/mol at a million force
+evaluations, with it 0.7 to 1.3."""
 SEED_STEPS = 50
 """Steps of a window between a generated configuration and its first frame."""
 
