@@ -166,7 +166,7 @@ METHODS: dict[str, Method] = {
     "replica-exchange": Method(
         replica_exchange,
         "The windows of umbrella, started by the same pulling, coupled by OpenMM's ReplicaExchangeSampler: n² attempts "
-        "between random pairs, OpenMM's default, every 50 steps. One core.",
+        "between random pairs, OpenMM's default, every 20 steps. One core.",
     ),
     "metadynamics": Method(
         metadynamics,

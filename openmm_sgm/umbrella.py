@@ -35,9 +35,9 @@ UMBRELLA = SamplerOptions(
 """What a window's first visit takes. Its frames count: what is not in equilibrium yet is found by `settled_from`.
 Chosen among 100 + 0, 200 + 100 and 300 + 200 steps on alanine dipeptide: at a million force evaluations they cannot be
 told apart, at a quarter of that the first is more often far off and the last leaves half of the bins empty."""
-EXCHANGE_STEPS = 50
-"""Steps between exchanges: as often as frames are kept, since nothing is lost by exchanging often (Sindhikara, Emerson
-& Roitberg, J. Chem. Theory Comput. 6, 2804, 2010)."""
+EXCHANGE_STEPS = 20
+"""Steps between exchanges: as often as `umbrella` keeps frames, since nothing is lost by exchanging often (Sindhikara,
+Emerson & Roitberg, J. Chem. Theory Comput. 6, 2804, 2010). Better than 50 on alanine dipeptide, in twice the time."""
 STRETCHES = 3
 """Times within a budget that the windows are chosen anew; without it the errors were 1.2 to 4 kJ/mol at a million force
 evaluations, with it 0.7 to 1.3."""
@@ -223,7 +223,10 @@ def surface_by_mbar(
     return estimate(chain, [], grid, edges, names, units, method="mbar", mbar=mbar, rng=rng).surface
 
 
-class WindowExchange(app.ReplicaExchangeSampler):
+_ReplicaExchangeSampler: Any = getattr(app, "ReplicaExchangeSampler", object)  # not in every OpenMM since 8.2
+
+
+class WindowExchange(_ReplicaExchangeSampler):
     """OpenMM's `ReplicaExchangeSampler` for states that differ in the centres of harmonic biases alone.
 
     Its `simulate` evaluates the energy of every replica in every state, n² evaluations an iteration. Here only the bias
@@ -286,6 +289,10 @@ def replica_exchange(
     Exchanges are attempted every `EXCHANGE_STEPS`, n² between random pairs, as OpenMM does by default. The sampler
     steps one replica after the other in one context: it uses one core, whatever `workers` is.
     """
+    if not hasattr(app, "ReplicaExchangeSampler"):
+        raise RuntimeError(
+            f"OpenMM {openmm.version.short_version} has no ReplicaExchangeSampler: a newer one is needed"
+        )
     campaign, clock = _campaign(molecule, UMBRELLA, seed, executor, workers), Stopwatch()
     for budget in budgets:
         with clock.running(), one_thread():

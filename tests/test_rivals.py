@@ -189,9 +189,9 @@ def test_two_mixed_cvs_and_three_can_be_compared() -> None:
     two = (Distance("r", (0, 1), 0.1, 0.2, windows=3), Angle("a", (0, 1, 2), 1.2, 2.6, windows=3))
     three = (*two, Distance("s", (1, 2), 0.1, 0.2, windows=2))
     for cvs in (two, three):
-        molecule = replace(triatomic(cvs=cvs), bins=(8,) * len(cvs))
+        molecule = replace(triatomic(cvs=cvs), bins=(4,) * len(cvs), friction_per_ps=20.0)
         for run in (umbrella, umbrella_module.replica_exchange, grown_bias.metadynamics, rivals.md):
-            last = list(run(molecule, 1, [12_000], SerialExecutor(), 0))[-1]
+            last = list(run(molecule, 1, [20_000], SerialExecutor(), 0))[-1]
             assert last.surface.free_energy.shape == molecule.bins
             assert np.isfinite(last.surface.free_energy).sum() >= 4
 
@@ -232,3 +232,11 @@ def test_walls_keep_a_growing_bias_in_its_range(molecule: MolecularSystem) -> No
     step = 0.02 * (high - low)
     assert energy(high + step) == pytest.approx(kt, rel=1e-6)
     assert energy(low - step) == pytest.approx(kt, rel=1e-6)
+
+
+def test_an_openmm_without_the_exchange_sampler_is_told(
+    molecule: MolecularSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(umbrella_module.app, "ReplicaExchangeSampler")
+    with pytest.raises(RuntimeError, match="has no ReplicaExchangeSampler"):
+        next(iter(umbrella_module.replica_exchange(molecule, 1, [1000], SerialExecutor(), 0)))
