@@ -1,4 +1,4 @@
-"""The command line: `openmm-sgm run`, `status` and `report`. Bad input gets one sentence and exit code 2."""
+"""The command line: `openmm-sgm run`, `compare`, `status` and `report`. Bad input gets one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 __all__ = ["main"]
 
 DEFAULT_EVALUATIONS, DEFAULT_SEED = 250_000, 1
+DEFAULT_LARGEST = 2_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +67,30 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, metavar="S", help="default 1, or that of the run to resume")
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
     run.set_defaults(function=_run)
+
+    compare = verbs.add_parser("compare", help="run several methods on one system and compare their errors and costs")
+    compare.add_argument("system", type=Path, metavar="SYSTEM_FOLDER", help="a folder with system.toml")
+    compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
+    compare.add_argument("--methods", metavar="A,B,C", help="default: all (a wrong name tells which there are)")
+    compare.add_argument(
+        "--force-evaluations",
+        type=int,
+        metavar="N",
+        help=f"the largest budget of the series 50k, 100k, 250k, 500k, 1M, 2M (default {DEFAULT_LARGEST})",
+    )
+    compare.add_argument("--budgets", metavar="A,B,C", help="these budgets instead of the series")
+    compare.add_argument("--seeds", type=int, default=3, metavar="K", help="runs of each method (default 3)")
+    compare.add_argument(
+        "--reference",
+        type=Path,
+        metavar="FILE",
+        help="a surface.csv that counts as the truth (default: the mean of the methods' longest runs)",
+    )
+    compare.add_argument("--workers", type=int, metavar="W", help="processes (default: the processors there are)")
+    compare.add_argument(
+        "--resume", action="store_true", help="continue an interrupted comparison in DIR, or add to it"
+    )
+    compare.set_defaults(function=_compare)
 
     status = verbs.add_parser("status", help="tell how far a live, finished or killed run is")
     status.add_argument("folder", type=Path, metavar="DIR")
@@ -126,6 +151,50 @@ def _run(options: argparse.Namespace, command: str) -> int:
         show.note(f"warning: {warning}")
     print(path)
     return 0
+
+
+def _compare(options: argparse.Namespace, command: str) -> int:
+    from .compare import budget_series, compare
+    from .compare_report import Summary, write_comparison
+    from .rivals import METHODS
+    from .system_file import load_system
+    from .units import InputError, SamplingError
+
+    if options.budgets is not None and options.force_evaluations is not None:
+        raise InputError("give --budgets or --force-evaluations, not both")
+    largest = DEFAULT_LARGEST if options.force_evaluations is None else options.force_evaluations
+    budgets = budget_series(largest) if options.budgets is None else _whole_numbers(options.budgets)
+    show = _Progress(max(budgets, default=1))
+    show.bar = False
+    result = compare(
+        load_system(options.system),
+        options.output,
+        methods=list(METHODS) if options.methods is None else [m.strip() for m in options.methods.split(",")],
+        budgets=budgets,
+        seeds=options.seeds,
+        workers=(os.cpu_count() or 1) if options.workers is None else options.workers,
+        reference=options.reference,
+        resume=options.resume,
+        say=show.line,
+        command=command,
+    )
+    path = write_comparison(options.output, result)
+    for name, reasons in result.failures.items():
+        for reason in reasons:
+            show.note(f"warning: {name}, {reason}")
+    if not Summary(result).methods:
+        raise SamplingError(f"no method has given a surface: {options.output} says why")
+    print(path)
+    return 0
+
+
+def _whole_numbers(text: str) -> list[int]:
+    from .units import InputError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--budgets takes whole numbers with commas between them, got '{text}'") from None
 
 
 def _evidence(result: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from .frames import BURN_IN
 from .importance import Draws, effective_sample_size
 from .units import SamplingError
 
-__all__ = ["explore", "explore_ladder", "unreached"]
+__all__ = ["GENERATED_START", "explore", "explore_ladder", "open_by_trial", "unreached"]
 
 FIRST_TRAINING, GROWTH = 30, 1.3
 """Windows from which a generator is worth training, and the growth of their number that is worth another training."""
@@ -38,7 +38,7 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
         untried = untried[: affordable // campaign.options.trial]
         before = len(campaign.walkers)
         if untried:
-            refused |= set(untried) - set(_open_by_trial(campaign, untried, campaign.options.trial))
+            refused |= set(untried) - set(open_by_trial(campaign, untried, campaign.options.trial))
         elif generate and _worth_training(campaign, trained_at):
             trained_at = len(campaign.walkers)
             campaign.train(steps=campaign.options.exploration_training_steps)
@@ -84,7 +84,7 @@ def explore_ladder(campaign: Campaign, budget: int, steps: int) -> None:
 def _descend(above: Campaign, level: Campaign) -> None:
     """Open at one level the windows of the next hotter one: by generated draws, or from its walkers."""
     o, windows = level.options, above.active_windows()[0]
-    opened = _open_by_trial(level, windows.tolist(), LADDER_TRIALS * o.trial)
+    opened = open_by_trial(level, windows.tolist(), LADDER_TRIALS * o.trial)
     segments = [
         level.segment(window, above.walkers[window].positions, None, None, 0, o.equilibration_steps)
         for window in windows.tolist()
@@ -160,7 +160,7 @@ def _visit(campaign: Campaign, windows: list[int]) -> None:
     campaign.run(segments, BURN_IN, {segment.walker: PULLED for segment in segments})
 
 
-def _open_by_trial(campaign: Campaign, windows: list[int], trial: int) -> list[int]:
+def open_by_trial(campaign: Campaign, windows: list[int], trial: int) -> list[int]:
     """Draw `trial` configurations in each window and open those in which enough are effective; return these."""
     o, rng = campaign.options, campaign.rng()
     counts = np.full(len(windows), trial)

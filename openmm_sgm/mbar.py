@@ -20,6 +20,7 @@ __all__ = [
     "mbar_free_energies",
     "newton_system",
     "overlap_matrix",
+    "settled_from",
     "statistical_inefficiencies",
     "weighted_mbar",
     "window_shares",
@@ -199,3 +200,21 @@ def largest_connected(overlap: np.ndarray, sizes: np.ndarray, known: np.ndarray 
         linked |= known[:, None] & known[None, :]
     _, label = scipy.sparse.csgraph.connected_components(linked, directed=False)
     return np.asarray(label == np.argmax(np.bincount(label, sizes)))
+
+
+def settled_from(chain: Frames, grid: WindowGrid) -> np.ndarray:
+    """Return which frames come after their window's equilibration; bool, shape (n,).
+
+    Chodera 2016 by pymbar's `detect_equilibration`: the first frame kept is the one that leaves most effective samples,
+    the latest over CVs and energy, but never more than half of a window's frames are dropped.
+    """
+    keep = np.ones(len(chain), dtype=bool)
+    for rows in rows_by_window(chain.windows):
+        if len(rows) < 4:
+            continue
+        series = [*grid.difference(chain.cvs[rows], chain.labels[rows]).T, chain.energies[rows]]
+        starts = [
+            _pymbar().timeseries.detect_equilibration(s, nskip=-(-len(rows) // 20))[0] for s in series if np.ptp(s) > 0
+        ]
+        keep[rows[: min(len(rows) // 2, max(starts, default=0))]] = False
+    return keep

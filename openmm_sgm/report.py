@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import html
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from .figures import (
     RunData,
@@ -26,6 +21,10 @@ from .figures import (
     draw_surface,
     draw_training,
 )
+from .pages import escape as _e
+from .pages import figure as _figure
+from .pages import page
+from .pages import table as _table
 from .runfolder import DAMAGE
 from .units import InputError, one_line
 
@@ -35,16 +34,6 @@ LEAST_ACCEPTANCE = 0.2
 MOST_DENSITY_ERROR_KT = 0.05
 MOST_INCONSISTENT_KJ_MOL = 1.0
 MOST_ENERGY_ERRORS = 4.0
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #555; font-size: .9rem; }
-code { background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere; }
-.warnings { border-left: .3rem solid #d55e00; padding: .2rem 1rem; background: #fff6ef; }
-@media print { body { margin: 0; max-width: none; } figure { break-inside: avoid; } }
-"""
 
 
 def write_report(folder: Path) -> Path:
@@ -142,13 +131,7 @@ def _page(run: RunData) -> str:
         f"<p><code>{_e(result['command'])}</code></p>",
         _table([[name, version] for name, version in result["versions"].items()]),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_e(result['system'])}: free-energy surface</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(sections)
-        + "\n</body></html>\n"
-    )
+    return page(f"{result['system']}: free-energy surface", sections)
 
 
 def _warning_box(found: list[str]) -> str:
@@ -262,10 +245,6 @@ def _join(texts: Sequence[str], most: int = 6) -> str:
     return "; ".join(texts[:most]) + more
 
 
-def _e(text: Any) -> str:
-    return html.escape(str(text))
-
-
 def _number(value: float | None, digits: int = 2) -> str:
     return "unknown" if value is None else f"{value:.{digits}f}"
 
@@ -280,21 +259,3 @@ def _energy(difference: dict[str, float | None]) -> str:
 
 def _seconds(wall: dict[str, float]) -> str:
     return ", ".join(f"{wall[name]:.0f}" for name in ("simulate", "train", "generate"))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = []
-    for row in rows:
-        cells = (f"<td{' class=number' if k == len(row) - 1 else ''}>{_e(cell)}</td>" for k, cell in enumerate(row))
-        lines.append("<tr>" + "".join(cells) + "</tr>")
-    return "<table>" + "".join(lines) + "</table>"
-
-
-def _figure(figure: Figure, caption: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return (
-        f'<figure><img alt="{_e(caption)}" src="data:image/png;base64,{encoded}">'
-        f"<figcaption>{_e(caption)}</figcaption></figure>"
-    )

@@ -29,7 +29,19 @@ from .sampler import ScoreSampler
 from .units import InputError, SamplingError, one_line, thermal_energy
 from .windows import WindowGrid
 
-__all__ = ["DAMAGE", "has_state", "load_state", "prepare", "read_status", "save_state", "write_results", "write_status"]
+__all__ = [
+    "DAMAGE",
+    "has_state",
+    "load_state",
+    "plain",
+    "prepare",
+    "read_status",
+    "save_state",
+    "versions",
+    "write_json",
+    "write_results",
+    "write_status",
+]
 
 STATE_VERSION = 1
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, SafetensorError, csv.Error)
@@ -67,7 +79,8 @@ def has_state(folder: Path) -> bool:
     return (folder / "state" / "state.json").is_file()
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, atomically: a reader sees the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     temporary.replace(path)
@@ -84,7 +97,7 @@ def write_status(folder: Path, state: str, sampler: ScoreSampler, budget: int, c
         "history": sampler.history,
         "command": command,
     }
-    _write_json(folder / "status.json", _plain(content))
+    write_json(folder / "status.json", plain(content))
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -160,7 +173,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         "trainings": campaign.shared.trainings,
         "command": command,
     }
-    _write_json(folder / "result.json", _plain(result))
+    write_json(folder / "result.json", plain(result))
     _write_samples(folder, sampler)
     campaign.ledger.write(folder / "ledger.csv")
     campaign.generator.save(folder / "generator")
@@ -200,7 +213,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     cvs = [{"name": cv.name, "unit": cv.unit, "period": cv.period} for cv in sampler.molecule.cvs]
     heights = {"surface": sampler.options.surface_height, "explored": sampler.options.explore_height}
     about = {"cvs": cvs, "heights_kj_mol": heights, "temperature_k": sampler.molecule.temperature_k}
-    _write_json(folder / "diagnostics.json", _plain(about))
+    write_json(folder / "diagnostics.json", plain(about))
     return result
 
 
@@ -252,14 +265,14 @@ def _count(items: Iterator[str] | Any) -> dict[str, int]:
     return counts
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return value with numbers that JSON has: arrays as lists, NaN and infinities as None."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, (float, np.floating)):
         return float(value) if np.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
@@ -302,7 +315,7 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
         "density_error": campaign.density_error,
         "levels": levels,
     }
-    _write_json(state / "state.json", _plain(content))
+    write_json(state / "state.json", plain(content))
     for k in range(len(levels)):
         _remove_older(_level_folder(state, k), number)
 
@@ -398,7 +411,7 @@ def _setup(sampler: ScoreSampler) -> dict[str, Any]:
         "dynamics": [molecule.temperature_k, molecule.time_step_fs, molecule.friction_per_ps],
         "options": asdict(sampler.options),
     }
-    return dict(json.loads(json.dumps(_plain(setup))))
+    return dict(json.loads(json.dumps(plain(setup))))
 
 
 def load_state(folder: Path, sampler: ScoreSampler) -> None:

@@ -17,7 +17,7 @@ from .campaign import Campaign, Plan
 from .cvs import CollectiveVariable
 from .executors import make_executor, one_thread
 from .explore import explore, explore_ladder
-from .frames import INJECTED, MD, Frames
+from .frames import BURN_IN, INJECTED, MD, Frames
 from .free_energy import Estimate, Method, Surface, estimate
 from .importance import Draws
 from .mbar import mbar_free_energies
@@ -296,7 +296,7 @@ class ScoreSampler:
             if not campaign.rounds:
                 if method == "generator":
                     raise InputError("the generator has drawn nothing yet: give run() a larger budget")
-                chain, mbar, method = Frames.concatenate(campaign.chain), campaign.free_energies, "mbar"
+                chain, mbar, method = campaign.chain_of(BURN_IN, MD), campaign.free_energies, "mbar"
             elif method == "mbar":
                 chain, draws, mbar = campaign.chain_of(MD, INJECTED), [], self.mbar()[0]
             else:

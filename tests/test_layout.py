@@ -40,9 +40,15 @@ ORDER = (
     "unbiased",
     "sampler",
     "runfolder",
+    "umbrella",
+    "grown_bias",
+    "rivals",
+    "measure",
     "compare",
     "figures",
+    "pages",
     "report",
+    "compare_report",
     "cli",
 )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pymbar
 from synthetic import CENTERS, EXACT, GRID, chain
 
-from openmm_sgm.frames import Frames
+from openmm_sgm.frames import Frames, rows_by_window
 from openmm_sgm.mbar import (
     bias_terms,
     mbar_free_energies,
     overlap_matrix,
+    settled_from,
     statistical_inefficiencies,
     weighted_mbar,
 )
@@ -110,3 +113,19 @@ def test_a_good_guess_changes_nothing_but_the_time() -> None:
 def test_short_chains_count_as_independent() -> None:
     samples = Frames.concatenate([chain(2, np.random.default_rng(8))])
     np.testing.assert_array_equal(statistical_inefficiencies(samples, GRID), 1)
+
+
+def test_frames_before_equilibrium_are_left_out() -> None:
+    samples = chain(200, np.random.default_rng(9))
+    assert settled_from(samples, GRID).mean() > 0.85  # of chains in equilibrium little is lost
+    drifting, late = samples.cvs.copy(), np.ones(len(samples), dtype=bool)
+    for rows in rows_by_window(samples.windows):
+        early = rows[:50]
+        drifting[early, 0] += np.linspace(8, 4, 50) * samples.cvs[rows].std()
+        late[early] = False
+    kept = settled_from(replace(samples, cvs=drifting), GRID)
+    assert kept[~late].mean() < 0.15
+    assert kept[late].mean() > 0.8
+    never = replace(samples, cvs=samples.cvs + np.linspace(0, 5, len(samples))[:, None])
+    for rows in rows_by_window(samples.windows):  # a window that never settles keeps its second half
+        assert settled_from(never, GRID)[rows[len(rows) // 2 :]].all()
