@@ -22,6 +22,8 @@ from openmm_sgm.units import InputError
 PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
 VACUUM = REPOSITORY / "systems" / "alanine_dipeptide_vacuum"
 OBC = REPOSITORY / "systems" / "alanine_dipeptide_obc"
+PSI_ALONE = REPOSITORY / "systems" / "alanine_dipeptide_psi"
+SERINE = REPOSITORY / "systems" / "serine_dipeptide_vacuum"
 PROLINE = REPOSITORY / "tests" / "data" / "capped_proline"
 
 
@@ -44,14 +46,16 @@ def simulation_of(
 
 
 @pytest.mark.parametrize(
-    ("folder", "atoms", "hydrogens"), [(VACUUM, 22, 12), (OBC, 22, 12), (PROLINE, 26, 14)], ids=lambda v: str(v)[-20:]
+    ("folder", "atoms", "hydrogens"),
+    [(VACUUM, 22, 12), (OBC, 22, 12), (PSI_ALONE, 22, 12), (SERINE, 23, 12), (PROLINE, 26, 14)],
+    ids=lambda v: str(v)[-20:],
 )
 def test_load_system(folder, atoms, hydrogens):
     molecule = load_system(folder)
     assert molecule.name == folder.name
     assert molecule.n_atoms == atoms == len(molecule.positions) == len(molecule.masses)
     assert molecule.positions.dtype == np.float64
-    assert len(molecule.cvs) == 2
+    assert len(molecule.cvs) == (1 if folder == PSI_ALONE else 2)
     assert (molecule.temperature_k, molecule.time_step_fs, molecule.friction_per_ps) == (300.0, 2.0, 1.0)
     assert molecule.bonds.shape == (atoms - 1 + (folder == PROLINE), 2)
     assert len(molecule.constraints) == hydrogens
@@ -82,6 +86,20 @@ def test_alanine_is_trans_l_alanine_in_c7eq_with_named_atoms(folder):
     hydrogen, carbonyl, side_chain, nitrogen = (molecule.positions[i] - molecule.positions[8] for i in (9, 14, 10, 6))
     turn = np.cross(carbonyl, side_chain) + np.cross(side_chain, nitrogen) + np.cross(nitrogen, carbonyl)
     assert turn @ hydrogen < 0
+
+
+def test_serine_is_trans_l_serine_in_c7eq_with_named_atoms():
+    molecule = load_system(SERINE)
+    names = [atom.name for atom in molecule.topology.atoms()]
+    assert [names[i] for i in (4, 6, 8, 10, 13, 14, 15, 17)] == ["C", "N", "CA", "CB", "OG", "HG", "C", "N"]
+    assert molecule.cvs[0].atoms == (4, 6, 8, 15)
+    assert molecule.cvs[1].atoms == (6, 8, 15, 17)
+    torsions = [[4, 6, 8, 15], [6, 8, 15, 17], [6, 8, 10, 13], [1, 4, 6, 8], [8, 15, 17, 19]]
+    values = np.degrees(mdtraj.compute_dihedrals(molecule.trajectory(molecule.positions), torsions)[0])
+    np.testing.assert_allclose(values[:3], [-80, 60, 60], atol=10)
+    assert (np.abs(values[3:]) > 170).all()
+    turn = [molecule.positions[i] - molecule.positions[8] for i in (6, 15, 10)]
+    assert np.linalg.det(turn) > 0, "as in capped L-alanine"
 
 
 def test_obc_has_its_solvent(alanine):
