@@ -15,7 +15,9 @@ window in which a peptide bond turns to cis or the Cα inverts is thrown away, a
 
 **A hidden torsion** (`--hidden`, atoms) is made to hop freely by a bias on it alone, per window: a Fourier series,
 raised by repulsive kernels with a falling rate (metadynamics on the coefficients, the kernel a truncated series too)
-and then fixed. MBAR undoes it exactly: each window is one state, with umbrella and series as its bias.
+and then fixed, at a share `--flatness` of it: the torsion still hops, and more frames have weight in the end than at
+1 (for capped serine 12 % of the frames at 1, 34 % at 0.8, by Kish). MBAR undoes it exactly: each window is one state,
+with umbrella and series as its bias.
 """
 
 from __future__ import annotations
@@ -185,7 +187,7 @@ def sample(options: argparse.Namespace) -> None:
     known = {}
     if options.series:
         with np.load(options.series) as file:
-            known = dict(zip(file["windows"].tolist(), file["series"], strict=True))
+            known = dict(zip(file["windows"].tolist(), file["flat"], strict=True))
     kept: dict[int, dict] = {}
     estimate: dict[int, float] = {first: 0.0}
     failed: set[tuple[int, int]] = set()
@@ -197,11 +199,12 @@ def sample(options: argparse.Namespace) -> None:
         if parent >= 0:
             molecule.context.setPositions(kept[parent]["x"])
             molecule.context.setVelocitiesToTemperature(molecule.kt / 0.00831446261815324, int(rng.integers(1, 2**31)))
-            coefficients = kept[parent]["series"]
+            coefficients = kept[parent]["flat"]
         coefficients = known.get(window, coefficients)
         molecule.set_series(coefficients)
         molecule.pull(origin, center, options.pull)
-        coefficients = molecule.flatten(coefficients, options.adapt * (1 if parent >= 0 or known else 5))
+        flat = molecule.flatten(coefficients, options.adapt * (1 if parent >= 0 or known else 5))
+        coefficients = options.flatness * flat
         molecule.set_series(coefficients)
         molecule.steps(options.equilibration)
         high = estimate[window] > options.full_below
@@ -215,7 +218,7 @@ def sample(options: argparse.Namespace) -> None:
                 estimate[window] = np.mean([v["f"] - 0.5 * (v["force"] + force) @ d for v, d in beside])
             kept[window] = {
                 "x": x[-1], "values": values, "series": coefficients, "force": force,
-                "f": estimate[window], "center": center,
+                "f": estimate[window], "center": center, "flat": flat,
             }  # fmt: skip
         else:
             failed.add((parent, window))
@@ -238,6 +241,7 @@ def sample(options: argparse.Namespace) -> None:
         options.output / f"replica-{options.replica}.npz",
         windows=windows,
         series=np.array([kept[w]["series"] for w in windows]),
+        flat=np.array([kept[w]["flat"] for w in windows]),
         samples=np.concatenate([np.column_stack([np.full(len(v["values"]), w), v["values"]]) for w, v in kept.items()]),
         x=np.array([kept[w]["x"] for w in windows]),
     )
@@ -247,9 +251,19 @@ def sample(options: argparse.Namespace) -> None:
 # Analysis
 
 
-def reduced_bias(values: np.ndarray, center: np.ndarray, kt: float, force_constant: float = FORCE_CONSTANT):
-    """Return the umbrella at `center` on the CVs, kT, shape (n,)."""
-    return 0.5 * force_constant / kt * (wrap(values[:, :2] - center) ** 2).sum(1)
+def umbrellas(values: np.ndarray, windows: np.ndarray, kt: float, force_constant: float = FORCE_CONSTANT) -> np.ndarray:
+    """Return the umbrellas of windows on the CVs, kT, shape (n_windows, n)."""
+    one = [0.5 * force_constant / kt * wrap(values[None, :, k] - CENTERS[:, None]) ** 2 for k in (0, 1)]
+    return one[0][windows // WINDOWS] + one[1][windows % WINDOWS]
+
+
+def biases(values: np.ndarray, windows: np.ndarray, coefficients: np.ndarray, kt: float) -> np.ndarray:
+    """Return umbrellas and, with a hidden torsion, series, kT, shape (n_windows, n)."""
+    total = umbrellas(values, windows, kt)
+    if values.shape[1] > 2:
+        phase = HARMONICS * values[:, 2:]
+        total += coefficients.reshape(len(windows), -1) @ np.hstack([np.cos(phase), np.sin(phase)]).T / kt
+    return total
 
 
 def weights(path: Path, kt: float) -> tuple[np.ndarray, np.ndarray, int]:
@@ -260,24 +274,21 @@ def weights(path: Path, kt: float) -> tuple[np.ndarray, np.ndarray, int]:
     while True:
         samples = samples[np.isin(samples[:, 0], windows)]
         samples = samples[np.argsort(samples[:, 0], kind="stable")]
-        values = samples[:, 1:]
-
-        def bias(values: np.ndarray, windows=windows, coefficients=coefficients) -> np.ndarray:
-            out = np.array([reduced_bias(values, GRID[w], kt) for w in windows])
-            if values.shape[1] > 2:
-                out += np.array([series(c, values[:, 2]) / kt for c in coefficients])
-            return out
-
         thin = samples[:: max(1, len(samples) // MBAR_FRAMES)]
         counts = np.array([(thin[:, 0] == w).sum() for w in windows])
-        mbar = pymbar.MBAR(bias(thin[:, 1:]), counts, initial_f_k=f, solver_protocol="robust", relative_tolerance=1e-8)
+        bias = biases(thin[:, 1:], windows, coefficients, kt)
+        mbar = pymbar.MBAR(bias, counts, initial_f_k=f, solver_protocol="robust", relative_tolerance=1e-8)
         f = np.asarray(mbar.f_k)
         counts = np.array([(samples[:, 0] == w).sum() for w in windows])
-        weight = np.concatenate([1 / (counts @ np.exp(f[:, None] - bias(v))) for v in np.array_split(values, 20)])
-        height = np.array([-kt * np.log(weight @ np.exp(-reduced_bias(values, GRID[w], kt))) for w in windows])
+        weight, total = np.empty(len(samples)), np.zeros(len(windows))
+        for chunk in np.array_split(np.arange(len(samples)), 1 + len(samples) // 10_000):
+            values = samples[chunk, 1:]
+            weight[chunk] = 1 / (counts @ np.exp(f[:, None] - biases(values, windows, coefficients, kt)))
+            total += np.exp(-umbrellas(values, windows, kt)) @ weight[chunk]
+        height = -kt * np.log(total)
         keep = height - height.min() < HIGHEST_KJ_MOL
         if keep.all():
-            return values, weight, len(windows)
+            return samples[:, 1:], weight, len(windows)
         windows, coefficients, f = windows[keep], coefficients[keep], f[keep] - f[keep][0]
 
 
@@ -314,7 +325,7 @@ def analyse(options: argparse.Namespace) -> None:
         p = np.histogram2d(values[:, 0], values[:, 1], bins=[edges, edges], weights=weight)[0]
         surfaces.append(free_energy(p, kt))
         if options.hidden:
-            biased = np.array([weight * np.exp(-reduced_bias(values, center, kt, constant)) for center in GRID])
+            biased = weight * np.exp(-umbrellas(values, np.arange(WINDOWS**2), kt, constant))
             basin = np.floor(values[:, 2] / (2 * np.pi / 3)).astype(int) % 3  # (0, 120°), (120°, 240°), (240°, 360°)
             share = np.stack([biased[:, basin == b].sum(axis=1) for b in range(3)], axis=1)
             total = biased.sum(axis=1)
@@ -378,6 +389,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs=4, help="zero-based atoms of a torsion that hides")
     parser.add_argument("--pull", type=int, default=2_000, help="steps from a window to the next")
     parser.add_argument("--adapt", type=int, default=10_000, help="steps to flatten the hidden torsion in a window")
+    parser.add_argument("--flatness", type=float, default=0.8, help="share of the flattening series that is applied")
     parser.add_argument("--series", type=Path, help="a replica, whose series are where the flattening starts from")
     parser.add_argument("--equilibration", type=int, default=5_000)
     parser.add_argument("--frames", type=int, default=1_000, help="per window, one every 100 steps")

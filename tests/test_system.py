@@ -18,6 +18,7 @@ from openmm_sgm.cvs import RMSD, CustomCV, Distance, Torsion
 from openmm_sgm.system import MolecularSystem, check_supported
 from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError
+from openmm_sgm.windows import WindowGrid
 
 PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
 VACUUM = REPOSITORY / "systems" / "alanine_dipeptide_vacuum"
@@ -114,9 +115,29 @@ def test_obc_has_its_solvent(alanine):
     assert -120 < difference < -10, "the solvation free energy of a small amide, kJ/mol"
 
 
-def test_reference_comes_with_the_system():
-    table = np.genfromtxt(VACUUM / "reference" / "alanine_dipeptide_vacuum.csv", delimiter=",", names=True)
-    assert table.shape == (36 * 36,)
+@pytest.mark.parametrize("folder", [VACUUM, OBC, PSI_ALONE, SERINE], ids=lambda f: f.name)
+def test_reference_comes_with_the_system(folder):
+    name = "alanine_dipeptide_vacuum.csv" if folder == VACUUM else "surface.csv"
+    table = np.genfromtxt(folder / "reference" / name, delimiter=",", names=True)
+    cvs = tuple(cv.name for cv in load_system(folder).cvs)
+    assert table.dtype.names == (*cvs, "free_energy_kj_mol", "std_error_kj_mol")
+    assert table.shape == (36 ** len(cvs),)
+    assert np.nanmin(table["free_energy_kj_mol"]) == 0
+
+
+@pytest.mark.parametrize("folder", [PSI_ALONE, SERINE], ids=lambda f: f.name)
+def test_hidden_reference_is_of_the_default_windows(folder):
+    table = np.genfromtxt(folder / "reference" / "hidden.csv", delimiter=",", names=True)
+    molecule = load_system(folder)
+    grid = WindowGrid.over(molecule.cvs, molecule.temperature_k)
+    np.testing.assert_allclose(table["force_constant"], grid.force_constants[0], rtol=1e-5)
+    points = np.stack([table[cv.name] for cv in molecule.cvs], axis=1)
+    nearest = [grid.nearest(point) for point in points]
+    np.testing.assert_allclose(grid.centers[nearest], points, atol=1e-5)
+    assert len(set(nearest)) == len(nearest)
+    if folder == SERINE:
+        shares = sum(table[f"population_{basin}"] for basin in ("g_plus", "trans", "g_minus"))
+        np.testing.assert_allclose(shares, 1, atol=2e-5)
 
 
 # Positions in, CVs out
