@@ -18,10 +18,13 @@ from openmm_sgm.cvs import RMSD, CustomCV, Distance, Torsion
 from openmm_sgm.system import MolecularSystem, check_supported
 from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError
+from openmm_sgm.windows import WindowGrid
 
 PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
 VACUUM = REPOSITORY / "systems" / "alanine_dipeptide_vacuum"
 OBC = REPOSITORY / "systems" / "alanine_dipeptide_obc"
+PSI_ALONE = REPOSITORY / "systems" / "alanine_dipeptide_psi"
+SERINE = REPOSITORY / "systems" / "serine_dipeptide_vacuum"
 PROLINE = REPOSITORY / "tests" / "data" / "capped_proline"
 
 
@@ -44,14 +47,16 @@ def simulation_of(
 
 
 @pytest.mark.parametrize(
-    ("folder", "atoms", "hydrogens"), [(VACUUM, 22, 12), (OBC, 22, 12), (PROLINE, 26, 14)], ids=lambda v: str(v)[-20:]
+    ("folder", "atoms", "hydrogens"),
+    [(VACUUM, 22, 12), (OBC, 22, 12), (PSI_ALONE, 22, 12), (SERINE, 23, 12), (PROLINE, 26, 14)],
+    ids=lambda v: str(v)[-20:],
 )
 def test_load_system(folder, atoms, hydrogens):
     molecule = load_system(folder)
     assert molecule.name == folder.name
     assert molecule.n_atoms == atoms == len(molecule.positions) == len(molecule.masses)
     assert molecule.positions.dtype == np.float64
-    assert len(molecule.cvs) == 2
+    assert len(molecule.cvs) == (1 if folder == PSI_ALONE else 2)
     assert (molecule.temperature_k, molecule.time_step_fs, molecule.friction_per_ps) == (300.0, 2.0, 1.0)
     assert molecule.bonds.shape == (atoms - 1 + (folder == PROLINE), 2)
     assert len(molecule.constraints) == hydrogens
@@ -84,6 +89,20 @@ def test_alanine_is_trans_l_alanine_in_c7eq_with_named_atoms(folder):
     assert turn @ hydrogen < 0
 
 
+def test_serine_is_trans_l_serine_in_c7eq_with_named_atoms():
+    molecule = load_system(SERINE)
+    names = [atom.name for atom in molecule.topology.atoms()]
+    assert [names[i] for i in (4, 6, 8, 10, 13, 14, 15, 17)] == ["C", "N", "CA", "CB", "OG", "HG", "C", "N"]
+    assert molecule.cvs[0].atoms == (4, 6, 8, 15)
+    assert molecule.cvs[1].atoms == (6, 8, 15, 17)
+    torsions = [[4, 6, 8, 15], [6, 8, 15, 17], [6, 8, 10, 13], [1, 4, 6, 8], [8, 15, 17, 19]]
+    values = np.degrees(mdtraj.compute_dihedrals(molecule.trajectory(molecule.positions), torsions)[0])
+    np.testing.assert_allclose(values[:3], [-80, 60, 60], atol=10)
+    assert (np.abs(values[3:]) > 170).all()
+    turn = [molecule.positions[i] - molecule.positions[8] for i in (6, 15, 10)]
+    assert np.linalg.det(turn) > 0, "as in capped L-alanine"
+
+
 def test_obc_has_its_solvent(alanine):
     molecule = load_system(OBC)
     (solvent,) = (f for f in molecule.system.getForces() if isinstance(f, openmm.GBSAOBCForce))
@@ -96,9 +115,29 @@ def test_obc_has_its_solvent(alanine):
     assert -120 < difference < -10, "the solvation free energy of a small amide, kJ/mol"
 
 
-def test_reference_comes_with_the_system():
-    table = np.genfromtxt(VACUUM / "reference" / "alanine_dipeptide_vacuum.csv", delimiter=",", names=True)
-    assert table.shape == (36 * 36,)
+@pytest.mark.parametrize("folder", [VACUUM, OBC, PSI_ALONE, SERINE], ids=lambda f: f.name)
+def test_reference_comes_with_the_system(folder):
+    name = "alanine_dipeptide_vacuum.csv" if folder == VACUUM else "surface.csv"
+    table = np.genfromtxt(folder / "reference" / name, delimiter=",", names=True)
+    cvs = tuple(cv.name for cv in load_system(folder).cvs)
+    assert table.dtype.names == (*cvs, "free_energy_kj_mol", "std_error_kj_mol")
+    assert table.shape == (36 ** len(cvs),)
+    assert np.nanmin(table["free_energy_kj_mol"]) == 0
+
+
+@pytest.mark.parametrize("folder", [PSI_ALONE, SERINE], ids=lambda f: f.name)
+def test_hidden_reference_is_of_the_default_windows(folder):
+    table = np.genfromtxt(folder / "reference" / "hidden.csv", delimiter=",", names=True)
+    molecule = load_system(folder)
+    grid = WindowGrid.over(molecule.cvs, molecule.temperature_k)
+    np.testing.assert_allclose(table["force_constant"], grid.force_constants[0], rtol=1e-5)
+    points = np.stack([table[cv.name] for cv in molecule.cvs], axis=1)
+    nearest = [grid.nearest(point) for point in points]
+    np.testing.assert_allclose(grid.centers[nearest], points, atol=1e-5)
+    assert len(set(nearest)) == len(nearest)
+    if folder == SERINE:
+        shares = sum(table[f"population_{basin}"] for basin in ("g_plus", "trans", "g_minus"))
+        np.testing.assert_allclose(shares, 1, atol=2e-5)
 
 
 # Positions in, CVs out

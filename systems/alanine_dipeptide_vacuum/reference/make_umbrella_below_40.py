@@ -110,29 +110,40 @@ def free_energies(samples: np.ndarray, windows: np.ndarray, guess: np.ndarray | 
     return np.asarray(mbar.f_k)
 
 
-def surface(samples: np.ndarray, windows: np.ndarray, f: np.ndarray) -> np.ndarray:
-    """Return −kT log p on the bins, kJ/mol, NaN where no frame lies."""
+def weighted_frames(samples: np.ndarray, windows: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames of `windows` and their weights in the unbiased ensemble."""
     own = samples[np.isin(samples[:, 0], windows)]
     counts = np.array([(own[:, 0] == w).sum() for w in windows])
     mixture = np.zeros(len(own))
     for w, n, value in zip(windows, counts, f - f.max(), strict=True):
         mixture += n * np.exp(value - reduced_bias(own[:, 1:], np.array([w]))[0])
+    return own, 1 / mixture
+
+
+def surface(samples: np.ndarray, windows: np.ndarray, f: np.ndarray) -> np.ndarray:
+    """Return −kT log p on the bins, kJ/mol, NaN where no frame lies."""
+    own, weights = weighted_frames(samples, windows, f)
     edges = np.linspace(-np.pi, np.pi, BINS + 1)
-    p, _, _ = np.histogram2d(own[:, 1], own[:, 2], bins=[edges, edges], weights=1 / mixture)
+    p, _, _ = np.histogram2d(own[:, 1], own[:, 2], bins=[edges, edges], weights=weights)
     return np.where(p > 0, -KT * np.log(np.where(p > 0, p, 1)), np.nan)
+
+
+def solve(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the windows below `HIGHEST_KJ_MOL`, their free energies (kT), and those of all windows together."""
+    windows = np.arange(WINDOWS**2)
+    f = every = free_energies(samples, windows, None)
+    while True:
+        keep = KT * (f - f.min()) < HIGHEST_KJ_MOL
+        if keep.all():
+            return windows, f, every
+        windows = windows[keep]
+        f = free_energies(samples, windows, f[keep] - f[keep][0])
 
 
 def analyse(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the surface with windows below `HIGHEST_KJ_MOL`, that with all windows, and how many the former are."""
-    windows = np.arange(WINDOWS**2)
-    f = free_energies(samples, windows, None)
-    complete = surface(samples, windows, f)
-    while True:
-        keep = KT * (f - f.min()) < HIGHEST_KJ_MOL
-        if keep.all():
-            return surface(samples, windows, f), complete, len(windows)
-        windows = windows[keep]
-        f = free_energies(samples, windows, f[keep] - f[keep][0])
+    windows, f, every = solve(samples)
+    return surface(samples, windows, f), surface(samples, np.arange(WINDOWS**2), every), len(windows)
 
 
 def rms(a: np.ndarray, b: np.ndarray, below: np.ndarray) -> float:
