@@ -34,6 +34,8 @@ __all__ = ["Campaign", "Cost", "Plan", "Walker"]
 MOST_INJECTED = 100
 """States of a window's chain that are kept of one round's Metropolis tests; more are thinned."""
 DENSITY_FRAMES = 256
+ROUGH_KT = 0.5
+"""Added to the standard error of free energies from a few trials."""
 MOST_ODE_STEPS = 64
 
 
@@ -496,10 +498,16 @@ class Campaign:
         """Estimate the windows' free energies: by MBAR at first, held by the generator's own once there are draws.
 
         Burn-in frames and trials count only for windows that have no others yet, injected states where draws cannot be
-        trusted.
+        trusted. What a few trials say of a free energy is rough, but absolute: a basin behind a ridge gets its level
+        from them, which windows pulled across the ridge would misplace by tens of kJ/mol (measured).
         """
-        draws = self.draw_weights()
+        draws, trials = self.draw_weights(), self.trial_weights()
         prior, error = draws.free_energies()
+        rough, rough_error = trials.free_energies(rough=True)
+        prior, error = (
+            np.where(np.isfinite(prior), exact, tried)
+            for exact, tried in ((prior, rough), (error, rough_error + ROUGH_KT))
+        )
         chain = Frames.concatenate(self.chain)
         settled = draws.trusted.copy()
         settled[chain.windows[np.isin(chain.source, (MD, INJECTED))]] = True
@@ -507,7 +515,7 @@ class Campaign:
         chain = chain[(chain.source == MD) | first | ((chain.source == INJECTED) & ~draws.trusted[chain.windows])]
         parts, weights = [chain], [np.ones(len(chain))]
         for kind, drawn, counts in (
-            (self.trials, self.trial_weights(), ~settled),
+            (self.trials, trials, ~settled),
             (self.rounds, draws, draws.trusted),
         ):
             parts += [part.frames[counts[part.frames.windows]] for part in kind]

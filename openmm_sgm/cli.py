@@ -10,7 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .options import SamplerOptions
 
 __all__ = ["main"]
 
@@ -65,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--workers", type=int, metavar="W", help="processes (default: the processors there are)")
     run.add_argument("--seed", type=int, metavar="S", help="default 1, or that of the run to resume")
+    run.add_argument(
+        "--ladder",
+        metavar="A,B,C",
+        help="temperatures (K) above the system's, such as 420,600,850, at which states are looked for that no CV leads "
+        "to; in no estimate themselves",
+    )
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
     run.set_defaults(function=_run)
 
@@ -79,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the largest budget of the series 50k, 100k, 250k, 500k, 1M, 2M (default {DEFAULT_LARGEST})",
     )
     compare.add_argument("--budgets", metavar="A,B,C", help="these budgets instead of the series")
+    compare.add_argument(
+        "--largest", metavar="METHOD=N,...", help="the largest budget of single methods, such as score=250000"
+    )
+    compare.add_argument("--ladder", metavar="A,B,C", help="hotter temperatures (K) for score, as in run")
     compare.add_argument("--seeds", type=int, default=3, metavar="K", help="runs of each method (default 3)")
     compare.add_argument(
         "--reference",
@@ -120,7 +133,14 @@ def _run(options: argparse.Namespace, command: str) -> int:
         save_state(options.output, sampler)
         write_status(options.output, "running", sampler, budget, command)
 
-    sampler = ScoreSampler(molecule, seed=seed, workers=options.workers, progress=show.line, on_round=after_round)
+    sampler = ScoreSampler(
+        molecule,
+        seed=seed,
+        workers=options.workers,
+        options=_options(options.ladder),
+        progress=show.line,
+        on_round=after_round,
+    )
     show.sampler = sampler
     left, target = sampler.check_budget(budget), sampler.check_target(options.target_error)
     prepare(options.output, options.resume)
@@ -171,6 +191,8 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         options.output,
         methods=list(METHODS) if options.methods is None else [m.strip() for m in options.methods.split(",")],
         budgets=budgets,
+        largest=_largest(options.largest),
+        score_options=_options(options.ladder) if options.ladder else None,
         seeds=options.seeds,
         workers=(os.cpu_count() or 1) if options.workers is None else options.workers,
         reference=options.reference,
@@ -186,6 +208,28 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         raise SamplingError(f"no method has given a surface: {options.output} says why")
     print(path)
     return 0
+
+
+def _options(ladder: str | None) -> SamplerOptions:
+    """Return the options for a ladder given on the command line."""
+    from .options import SamplerOptions
+    from .units import InputError
+
+    try:
+        return SamplerOptions(ladder=tuple(float(t) for t in ladder.split(",")) if ladder else ())
+    except ValueError as error:
+        raise InputError(f"--ladder takes ascending temperatures in K, such as 420,600,850: {error}") from None
+
+
+def _largest(text: str | None) -> dict[str, int]:
+    """Return METHOD=N,... as a dict."""
+    from .units import InputError
+
+    try:
+        pairs = [part.split("=") for part in text.split(",")] if text else []
+        return {name.strip(): int(number) for name, number in pairs}
+    except ValueError:
+        raise InputError(f"--largest takes METHOD=N with commas between them, got '{text}'") from None
 
 
 def _whole_numbers(text: str) -> list[int]:

@@ -13,7 +13,7 @@ import contextlib
 import csv
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -87,6 +87,7 @@ def compare(
     *,
     methods: Sequence[str] | None = None,
     budgets: Sequence[int] = SERIES,
+    largest: Mapping[str, int] | None = None,
     seeds: int = 3,
     workers: int = 0,
     reference: Path | None = None,
@@ -103,6 +104,7 @@ def compare(
     folder : new, or with `resume` one that holds a comparison of the same system, budgets and workers; further methods
         and seeds may be added to that, and runs that failed are tried again
     methods : names of `METHODS`; None for all
+    largest : method -> the largest budget that it is run with; the others get all
     seeds : seeds 1 to this are run
     reference : a file like surface.csv; without one the mean of the methods' longest runs
     analyse : called with (method, snapshot) for each; what it returns is kept in the row's `extras`
@@ -117,6 +119,8 @@ def compare(
     budgets = sorted(set(budgets))
     if not budgets or budgets[0] < 1:
         raise InputError("budgets must be whole numbers above zero")
+    largest = dict(largest or {})
+    check_methods([*names, *largest])
     if seeds < 1:
         raise InputError(f"the number of seeds must be 1 or more, got {seeds}")
     if workers < 0:
@@ -125,12 +129,18 @@ def compare(
     _prepare(folder, resume, _setup(molecule, budgets, workers, score_options))
     for name in names:
         for seed in range(1, seeds + 1):
-            for share in [budgets] if METHODS[name].nested else [[budget] for budget in budgets]:
+            for share in _shares(name, budgets, largest):
                 _run_unit(molecule, folder, name, seed, share, workers, say, analyse, score_options)
-    result = _collect(molecule, folder, names, budgets, seeds, workers, given, reference, command)
+    result = _collect(molecule, folder, names, budgets, largest, seeds, workers, given, reference, command)
     _write_csv(folder / "compare.csv", result.rows)
     write_json(folder / "compare.json", plain(asdict(result)))
     return result
+
+
+def _shares(name: str, budgets: Sequence[int], largest: Mapping[str, int]) -> list[list[int]]:
+    """Return the budgets of each run of a method: all in one where snapshots are nested."""
+    own = [budget for budget in budgets if budget <= largest.get(name, budget)]
+    return [own] if METHODS[name].nested and own else [[budget] for budget in own]
 
 
 def _setup(
@@ -256,6 +266,7 @@ def _collect(
     folder: Path,
     names: Sequence[str],
     budgets: Sequence[int],
+    largest: Mapping[str, int],
     seeds: int,
     workers: int,
     given: np.ndarray | None,
@@ -268,7 +279,7 @@ def _collect(
     failures: dict[str, list[str]] = {}
     for name in names:
         for seed in range(1, seeds + 1):
-            for share in [budgets] if METHODS[name].nested else [[budget] for budget in budgets]:
+            for share in _shares(name, budgets, largest):
                 unit = _read_unit(_unit_path(folder, name, seed, share))
                 if unit is None:
                     unit = {"failure": "its rows cannot be read", "snapshots": []}

@@ -13,6 +13,10 @@ __all__ = ["GENERATED_START", "explore", "explore_ladder", "open_by_trial", "unr
 
 FIRST_TRAINING, GROWTH = 30, 1.3
 """Windows from which a generator is worth training, and the growth of their number that is worth another training."""
+MARGIN, RIM = 3.0, 15.0
+"""kJ/mol: the first free energy of a window is rough, and no pass is to be missed for that. Neighbours of windows that
+are higher than `explore_height` by less than the first are visited, and windows up to the second higher simulated and
+weighed again before the exploration ends."""
 LADDER_TRIALS = 4
 """Trials of a window from a hotter one's generator, in units of `options.trial`."""
 PULLED, GENERATED_START, HOTTER = "pulling from a neighbour", "a generated configuration", "a hotter walker"
@@ -23,19 +27,21 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
 
     Once there is a generator, a new window is tried with a few generated configurations: where their weights can be
     trusted, one of them is its start and they are its data, at no cost of MD. Where they cannot, even after training
-    on all that has been found since, the window is pulled from its lowest neighbour and simulated. Always the latter,
-    and nothing is trained, where `generate` is False.
+    on all that has been found since, the window is pulled from its lowest neighbour and simulated; later, when the
+    generator has learnt from it, it is tried as well, for a free energy that does not hang on the way there. Always by
+    pulling, and nothing is trained, where `generate` is False.
     """
     end = campaign.cost.total + budget
     if not campaign.walkers:
         _first_window(campaign)
     trained_at = len(campaign.walkers) if campaign.generator else 0
     refused: set[int] = set()  # by the generator as it stands
+    checked: set[int] = set()
     while True:
         frontier = _frontier(campaign)
         affordable = max(0, end - campaign.cost.total)
-        untried = [w for w in frontier if w not in refused] if generate and campaign.generator else []
-        untried = untried[: affordable // campaign.options.trial]
+        untried = [w for w in (*frontier, *_unweighed(campaign)) if w not in refused]
+        untried = untried[: affordable // campaign.options.trial] if generate and campaign.generator else []
         before = len(campaign.walkers)
         if untried:
             refused |= set(untried) - set(open_by_trial(campaign, untried, campaign.options.trial))
@@ -49,11 +55,17 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
             if generate:
                 windows = windows[: max(FIRST_TRAINING // 2, len(campaign.walkers) // 4)]
             if not windows:
-                break
+                rim = [w for w in _rim(campaign) if w not in checked][: affordable // _visit_cost(campaign)]
+                if not (generate and campaign.generator and rim):
+                    break
+                checked |= set(rim)
+                _look_again(campaign, rim)
+                refused.clear()
+                continue
             _visit(campaign, windows)
             if len(campaign.walkers) == before:
                 break
-        if len(campaign.walkers) > before:
+        if len(campaign.walkers) > before or untried:
             campaign.update_free_energies()
             campaign.say(f"explored {len(campaign.walkers)} windows")
 
@@ -96,6 +108,31 @@ def _descend(above: Campaign, level: Campaign) -> None:
     level.say(f"{len(opened)} windows opened by generated configurations, {len(segments)} from hotter walkers")
 
 
+def _rim(campaign: Campaign) -> list[int]:
+    """Return sound windows that are not much too high for their neighbours to be visited."""
+    heights = (
+        campaign.free_energies - np.nanmin(campaign.free_energies)
+    ) / campaign.beta - campaign.options.explore_height
+    return [w for w, k in campaign.walkers.items() if not k.failure and MARGIN < heights[w] <= MARGIN + RIM]
+
+
+def _look_again(campaign: Campaign, rim: list[int]) -> None:
+    """Simulate windows for longer, learn from it, and weigh them anew: no pass is closed on a rough free energy."""
+    walkers, o = campaign.walkers, campaign.options
+    segments = [campaign.segment(w, walkers[w].positions, walkers[w].velocities, None, 0, 0) for w in rim]
+    campaign.run(segments, BURN_IN)
+    campaign.train(steps=o.exploration_training_steps)
+    open_by_trial(campaign, rim, 2 * o.trial)
+    campaign.update_free_energies()
+    campaign.say(f"looked again at {len(rim)} windows")
+
+
+def _unweighed(campaign: Campaign) -> list[int]:
+    """Return sound windows in which no generated configurations have been weighed."""
+    weighed = campaign.trial_weights().drawn + campaign.draw_weights().drawn
+    return [w for w, walker in campaign.walkers.items() if not walker.failure and not weighed[w]]
+
+
 def _worth_training(campaign: Campaign, trained_at: int) -> bool:
     """Return whether enough windows have been found since the last training to learn from."""
     return len(campaign.walkers) >= max(FIRST_TRAINING, GROWTH * trained_at)
@@ -130,7 +167,7 @@ def _first_window(campaign: Campaign) -> None:
 
 def _frontier(campaign: Campaign) -> list[int]:
     """Return unvisited windows beside visited ones that are low enough, the neighbour of the lowest first."""
-    height = np.nanmin(campaign.free_energies) + campaign.options.explore_height * campaign.beta
+    height = np.nanmin(campaign.free_energies) + (campaign.options.explore_height + MARGIN) * campaign.beta
     found: dict[int, float] = {}
     for window in campaign.walkers:
         level = campaign.free_energies[window]

@@ -112,15 +112,15 @@ class Weights:
                 trusted[window] = pareto_shape(self.log_weights[rows], n) < limit
         return trusted
 
-    def free_energies(self) -> tuple[np.ndarray, np.ndarray]:
+    def free_energies(self, rough: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return F(c) = −log E_q[exp(−β(U + bias_c))|Z|^½ / q(x|c)] and its standard error, kT, shape (n_windows,).
 
-        README, "How it works", 6. NaN for a window whose weights cannot be trusted.
+        README, "How it works", 6. NaN for a window whose weights cannot be trusted, unless a rough value will do.
         """
         f, error = np.full((2, len(self.drawn)), np.nan)
         for rows in self._rows:
             window = self.windows[rows[0]]
-            if not self.trusted[window]:
+            if not (rough or self.trusted[window]):
                 continue
             n, top = self.drawn[window], self.log_weights[rows].max()
             w = np.exp(self.log_weights[rows] - top)

@@ -39,7 +39,7 @@ class SamplerOptions:
 
     explore_height: float = 40.0
     surface_height: float = 25.0
-    outside_share: float = 0.5
+    outside_share: float = 0.25
     first_steps: int = 500
     pull_steps: int = 100
     equilibration_steps: int = 60
