@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--ladder",
         metavar="A,B,C",
-        help="temperatures (K) above the system's, such as 420,600,850, at which states are looked for that no CV leads "
+        help="temperatures (K) above the system's, such as 420,600,850, where states are looked for that no CV leads "
         "to; in no estimate themselves",
     )
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
