@@ -13,10 +13,10 @@ __all__ = ["GENERATED_START", "explore", "explore_ladder", "open_by_trial", "unr
 
 FIRST_TRAINING, GROWTH = 30, 1.3
 """Windows from which a generator is worth training, and the growth of their number that is worth another training."""
-MARGIN, RIM = 3.0, 15.0
-"""kJ/mol: the first free energy of a window is rough, and no pass is to be missed for that. Neighbours of windows that
+LOOKS, MARGIN, RIM = 2, 3.0, 15.0
+"""The first free energy of a window is rough, and no pass is to be missed for that. Neighbours of windows that
 are higher than `explore_height` by less than the first are visited, and windows up to the second higher simulated and
-weighed again before the exploration ends."""
+weighed again, twice at most, before the exploration ends."""
 LADDER_TRIALS = 4
 """Trials of a window from a hotter one's generator, in units of `options.trial`."""
 PULLED, GENERATED_START, HOTTER = "pulling from a neighbour", "a generated configuration", "a hotter walker"
@@ -36,7 +36,7 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
         _first_window(campaign)
     trained_at = len(campaign.walkers) if campaign.generator else 0
     refused: set[int] = set()  # by the generator as it stands
-    checked: set[int] = set()
+    checked, looks = set[int](), LOOKS
     while True:
         frontier = _frontier(campaign)
         affordable = max(0, end - campaign.cost.total)
@@ -56,8 +56,9 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
                 windows = windows[: max(FIRST_TRAINING // 2, len(campaign.walkers) // 4)]
             if not windows:
                 rim = [w for w in _rim(campaign) if w not in checked][: affordable // _visit_cost(campaign)]
-                if not (generate and campaign.generator and rim):
+                if not (generate and campaign.generator and rim and looks):
                     break
+                looks -= 1
                 checked |= set(rim)
                 _look_again(campaign, rim)
                 refused.clear()

@@ -30,6 +30,8 @@ __all__ = ["ScoreSampler"]
 
 RESEED_DRAWS = 64
 VISIT_PROPOSALS = 4
+FULL_TRAINING = 250_000
+"""Force evaluations whose data is worth all of the training steps; of less, the share is the square root."""
 
 
 class ScoreSampler:
@@ -195,7 +197,8 @@ class ScoreSampler:
             self._tell()
             return
         campaign.round += 1
-        campaign.train()
+        most = o.training.steps * min(1.0, (plan.end / FULL_TRAINING) ** 0.5)
+        campaign.train(max(o.exploration_training_steps, round(most)))
         campaign.refine_ode_steps()
         campaign.generate_and_inject(windows, counts)
         campaign.simulate(campaign.rng().choice(windows, md, replace=False), o.md_steps)
