@@ -620,7 +620,7 @@ def _minority(checked: np.ndarray, disagreeing: list[tuple[int, int]]) -> set[in
     graph = scipy.sparse.coo_matrix((np.ones(kept.sum()), ranks[kept].T), shape=(len(names), len(names)))
     _, label = scipy.sparse.csgraph.connected_components(graph, directed=False)
     group = dict(zip(names.tolist(), label.tolist(), strict=True))
-    sizes = np.bincount(label)
+    sizes = np.bincount(label).tolist()
     degree = dict(zip(names.tolist(), np.bincount(ranks.ravel()).tolist(), strict=True))
     blamed: set[int] = set()
     left = []
