@@ -104,15 +104,17 @@ def data_set(
     )
 
 
-def measure(name: str, good: Pool, wrong: list[tuple[Pool, str]], seed: int) -> dict[str, object]:
+def measure(
+    name: str, good: Pool, wrong: list[tuple[Pool, str]], seed: int, lengths: tuple[int, ...] = LENGTHS
+) -> dict[str, object]:
     """Return the rates over the data sets of a kind; `wrong` are pools to plant from, and what tells them apart."""
     rng = np.random.default_rng(seed)
     started = time.perf_counter()
     planted_windows = found = named = blamed = alarms = accused = 0
-    by_length = {str(length): [0, 0] for length in LENGTHS}
+    by_length = {str(length): [0, 0] for length in lengths}
     for k in range(DATA_SETS):
-        length = LENGTHS[k % len(LENGTHS)]
-        pool, observable = wrong[k // len(LENGTHS) % len(wrong)] if wrong else (None, "")
+        length = lengths[k % len(lengths)]
+        pool, observable = wrong[k // len(lengths) % len(wrong)] if wrong else (None, "")
         planted = np.zeros(0, dtype=int)
         if pool is not None:
             both = np.intersect1d(good.windows, pool.windows)
@@ -263,21 +265,19 @@ def kinds() -> dict[str, Callable[[], list[dict[str, object]]]]:
         pools = [simulate(valine(alanine, k), 300 if k == 0 else 110, 8 + k, budget=60_000) for k in range(3)]
         kept = []
         for pool in pools:
-            chi = pool.values(CHI1)
-            center = float(np.degrees(np.angle(np.exp(1j * chi[:50]).mean())))
-            kept.append(pool.only(all_within(chi, center, 60)))
+            counts, edges = np.histogram(np.degrees(pool.values(CHI1)), bins=36, range=(-180, 180))
+            kept.append(pool.only(all_within(pool.values(CHI1), edges[counts.argmax()] + 5, 60)))
         return [
             measure("nothing, valine", kept[0], [], 17),
             measure("chi1", kept[0], [(pool, CHI1) for pool in kept[1:]], 18),
         ]
 
     def chain() -> list[dict[str, object]]:
-        return [
-            measure(
-                f"nothing, beads with barriers of {barrier:g} kJ/mol", simulate(beads(barrier), 400, 19, 200), [], 20
-            )
-            for barrier in (8.0, 12.0, 16.0)
-        ]
+        rows = []
+        for barrier, lengths in ((8.0, LENGTHS), (8.0, (50, 100, 200)), (12.0, (100, 200, 400))):
+            name = f"nothing, beads, barrier {barrier:g} kJ/mol, windows of {lengths[0] * 0.4:g} to {lengths[-1] * 0.4:g} ps"
+            rows.append(measure(name, simulate(beads(barrier), 3 * lengths[-1], 19, 200), [], 20, lengths))
+        return rows
 
     return {"two_dimensions": two_dimensions, "one_dimension": one_dimension, "side_chain": side_chain, "chain": chain}
 

@@ -51,10 +51,12 @@ DISJOINT = 0.9
 """Two windows are in different basins when an arc holds this much more of one than of the other (Kuiper's V)."""
 GAP = math.pi / 6
 """rad of a period; what lies between two basins. Samples closer than this are in one basin."""
-LEAST_EXITS = 1.0
-"""Windows mix if one of their length is expected to change basins this many times."""
+LEAST_EXITS = 0.5
+"""Windows are stuck if one of their length is expected to change basins less often than this."""
 REACH = 2
 """Exchange between two basins is looked for in windows up to this many steps of overlap away from the pair."""
+ELECTORATE = 4
+"""Steps of overlap up to which windows have a say on which of two is in the wrong basin."""
 PROBES = 20
 """Frames of each window from which it is found which windows overlap."""
 UNTRUSTED_SHARE = 0.1
@@ -87,11 +89,12 @@ class Disagreement:
     separate : True where the two hold different basins between which nothing near them moves; False where the
         distributions differ by more than their statistical errors
     difference : Kuiper's V, the largest difference of the two windows' shares in an arc (or interval): 1 for disjoint
-    typical : the two windows' median (circular: mean) values in the overlap, in the observable's unit
+    typical : the two windows' mean values in the overlap, circular ones of a periodic observable, in its unit
     effective : effective independent frames of the two in the overlap; of a separate pair, frames as they are
     exits : changes of basin expected of a window of this length, by the exchange seen in the windows nearby (NaN where
         the windows are not disjoint)
     p_value : chance of so large a difference with that many independent frames, times the number of tests
+    minority : of a separate pair, the window whose basin fewer frames of the windows nearby are in; else None
     """
 
     first: int
@@ -103,6 +106,7 @@ class Disagreement:
     effective: tuple[float, float]
     exits: float
     p_value: float
+    minority: int | None
 
     def __str__(self) -> str:
         how = "hold different basins of" if self.separate else "differ in"
@@ -133,14 +137,20 @@ class HiddenStates:
     def blamed(self) -> dict[int, tuple[str, ...]]:
         """Return the windows that stand against the consensus, and the observables in which they do.
 
-        For each observable the windows that agree with each other form groups, and of two windows that disagree the
-        one in the smaller group is blamed. Where both are in one group, joined by a chain of small steps, it is the
-        window with the larger share of disagreements, one window after another until every disagreement has one.
+        Of a separate pair that is the one in the minority. What other disagreements are left is laid on the window with
+        the largest share of them among its pairs, one window after another.
         """
         found: dict[int, set[str]] = {}
         for name in dict.fromkeys(d.observable for d in self.disagreements):
-            pairs = [(d.first, d.second) for d in self.disagreements if d.observable == name]
-            for window in _minority(self.pairs, pairs):
+            own = [d for d in self.disagreements if d.observable == name]
+            blamed = {d.minority for d in own if d.minority is not None}
+            left = [(d.first, d.second) for d in own if not blamed & {d.first, d.second}]
+            while left:
+                shares = {w: sum(w in pair for pair in left) / (self.pairs == w).sum() for pair in left for w in pair}
+                worst = max(sorted(shares), key=lambda w: shares[w])
+                blamed.add(worst)
+                left = [pair for pair in left if worst not in pair]
+            for window in blamed:
                 found.setdefault(window, set()).add(name)
         return {window: tuple(sorted(names)) for window, names in sorted(found.items())}
 
@@ -530,6 +540,7 @@ def _disagreements(
             effective=(float(count[0]), float(count[1])),
             exits=exits,
             p_value=p_value,
+            minority=data.windows[_minority(data, pair, steps, column)] if separate else None,
         )
 
 
@@ -611,29 +622,13 @@ def _expected_exits(data: _Data, pair: _Pair, steps: np.ndarray, column: int, ar
     return min(exits)
 
 
-def _minority(checked: np.ndarray, disagreeing: list[tuple[int, int]]) -> set[int]:
-    """Return the windows to blame for the disagreements in one observable, see `HiddenStates.blamed`."""
-    names, flat = np.unique(checked, return_inverse=True)
-    ranks = flat.reshape(-1, 2)
-    bad = {frozenset(pair) for pair in disagreeing}
-    kept = np.array([frozenset(pair) not in bad for pair in checked.tolist()])
-    graph = scipy.sparse.coo_matrix((np.ones(kept.sum()), ranks[kept].T), shape=(len(names), len(names)))
-    _, label = scipy.sparse.csgraph.connected_components(graph, directed=False)
-    group = dict(zip(names.tolist(), label.tolist(), strict=True))
-    sizes = np.bincount(label).tolist()
-    degree = dict(zip(names.tolist(), np.bincount(ranks.ravel()).tolist(), strict=True))
-    blamed: set[int] = set()
-    left = []
-    for pair in disagreeing:
-        members = [sizes[group[w]] for w in pair]
-        if members[0] != members[1]:
-            blamed.add(pair[members[0] > members[1]])
-        else:
-            left.append(pair)
-    left = [pair for pair in left if not blamed & set(pair)]
-    while left:
-        shares = {w: sum(w in pair for pair in left) / degree[w] for pair in left for w in pair}
-        worst = max(sorted(shares), key=lambda w: shares[w])
-        blamed.add(worst)
-        left = [pair for pair in left if worst not in pair]
-    return blamed
+def _minority(data: _Data, pair: _Pair, steps: np.ndarray, column: int) -> int:
+    """Return which of the pair's windows has fewer frames of the windows around on its side of the circle."""
+    here = [np.exp(1j * data.values[data.rows[w], column]).mean() for w in pair.windows]
+    votes = 0.0
+    for w in np.flatnonzero(steps[list(pair.windows)].min(axis=0) <= ELECTORATE):
+        if w not in pair.windows:
+            directions = np.exp(1j * data.values[data.rows[w], column])
+            first, second = (np.abs(np.angle(directions / mean)) for mean in here)
+            votes += np.mean(first < second) - 0.5
+    return pair.windows[0] if votes < 0 else pair.windows[1]
