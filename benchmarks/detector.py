@@ -11,8 +11,8 @@ from a wrong start:
 - phi: ψ alone as CV, windows in φ > 0 among others in φ < 0
 - chi1: capped valine over (φ, ψ), another rotamer of the side chain
 
-and four kinds have nothing planted: capped alanine over (φ, ψ) and over ψ, valine, and a chain of five beads under its
-end-to-end distance whose two torsions change basins often or seldom. What the pools hold is known from the torsions
+and the rest have nothing planted: capped alanine over (φ, ψ) and over ψ, valine, and a chain of five beads over one
+torsion whose other torsion, hidden, changes basins often or seldom. What the pools hold is known from the torsions
 themselves, not from the detector: windows of a good pool that left their state at any time are left out, and so are
 planted ones that left theirs.
 """
@@ -31,7 +31,7 @@ import openmm
 from openmm import app, unit
 
 from openmm_sgm.campaign import Campaign
-from openmm_sgm.cvs import Distance, Torsion
+from openmm_sgm.cvs import Torsion
 from openmm_sgm.explore import explore
 from openmm_sgm.frames import Frames
 from openmm_sgm.hidden import HiddenStates, Observable, find_hidden_states, observables_of
@@ -111,6 +111,7 @@ def measure(
     rng = np.random.default_rng(seed)
     started = time.perf_counter()
     planted_windows = found = named = blamed = alarms = accused = 0
+    alarms_by_length = {str(length): 0 for length in lengths}
     by_length = {str(length): [0, 0] for length in lengths}
     for k in range(DATA_SETS):
         length = lengths[k % len(lengths)]
@@ -120,14 +121,19 @@ def measure(
             both = np.intersect1d(good.windows, pool.windows)
             planted = rng.choice(both, size=rng.integers(1, 4), replace=False)
         result = data_set(good, pool, length, planted, rng)
-        names = {int(w): {d.observable for d in result.disagreements if w in (d.first, d.second)} for w in planted}
+        blame = result.blamed()
+        names = {
+            int(w): {d.observable for d in result.disagreements if w in (d.first, d.second)}
+            | set(blame.get(int(w), ()))
+            for w in planted
+        }
         planted_windows += len(planted)
         found += sum(bool(n) for n in names.values())
         named += sum(observable in n for n in names.values())
-        blame = result.blamed()
         blamed += sum(int(w) in blame for w in planted)
         alarm = any(not {d.first, d.second} & set(names) for d in result.disagreements)
         alarms += alarm
+        alarms_by_length[str(length)] += alarm
         accused += bool(set(blame) - set(names))
         by_length[str(length)][0] += sum(bool(n) for n in names.values())
         by_length[str(length)][1] += len(planted)
@@ -142,6 +148,7 @@ def measure(
         }
     return row | {
         "false_alarms": round(alarms / DATA_SETS, 4),
+        "false_alarms_by_frames_per_window": alarms_by_length,
         "good_windows_blamed": round(accused / DATA_SETS, 4),
         "seconds_per_data_set": round((time.perf_counter() - started) / DATA_SETS, 3),
     }
@@ -199,7 +206,7 @@ def valine(alanine: MolecularSystem, rotamer: int) -> MolecularSystem:
 
 
 def beads(barrier: float) -> MolecularSystem:
-    """Return a chain of five beads with threefold torsions of this barrier (kJ/mol); the CV is its length."""
+    """Return a chain of five beads with threefold torsions of this barrier (kJ/mol); the CV is the first of the two."""
     topology, system = app.Topology(), openmm.System()
     residue = topology.addResidue("CHN", topology.addChain())
     atoms = [topology.addAtom(f"C{k}", app.element.carbon, residue) for k in range(5)]
@@ -216,8 +223,7 @@ def beads(barrier: float) -> MolecularSystem:
     for force in (bond, angle, torsion):
         system.addForce(force)
     x = np.array([[0.127 * k, 0.085 * (k % 2), 0.0] for k in range(5)])
-    length = Distance("length", (0, 4), minimum=0.30, maximum=0.54)
-    return MolecularSystem(f"beads_{barrier:g}", topology, system, x, (length,), 300.0)
+    return MolecularSystem(f"beads_{barrier:g}", topology, system, x, (Torsion("first", (0, 1, 2, 3)),), 300.0)
 
 
 def all_within(values: np.ndarray, center: float, width: float) -> np.ndarray:
@@ -274,9 +280,12 @@ def kinds() -> dict[str, Callable[[], list[dict[str, object]]]]:
 
     def chain() -> list[dict[str, object]]:
         rows = []
-        for barrier, lengths in ((8.0, LENGTHS), (8.0, (50, 100, 200)), (12.0, (100, 200, 400))):
-            name = f"nothing, beads, barrier {barrier:g} kJ/mol, windows of {lengths[0] * 0.4:g} to {lengths[-1] * 0.4:g} ps"
-            rows.append(measure(name, simulate(beads(barrier), 3 * lengths[-1], 19, 200), [], 20, lengths))
+        for barrier, lengths in ((12.0, LENGTHS), (12.0, (50, 100, 200)), (16.0, (100, 200, 400))):
+            pool = simulate(beads(barrier), 3 * lengths[-1], 19, 200)
+            basin = np.floor((pool.values("torsion CHN1-C2 CHN1-C3") % (2 * np.pi)) / (2 * np.pi / 3))
+            changes = np.mean((np.diff(basin) != 0) & (np.diff(pool.windows) == 0)) * np.array(lengths)
+            row = measure(f"nothing, beads, hidden barrier {barrier:g} kJ/mol", pool, [], 20, lengths)
+            rows.append(row | {"changes_of_basin_per_window": dict(zip(lengths, changes.round(1), strict=True))})
         return rows
 
     return {"two_dimensions": two_dimensions, "one_dimension": one_dimension, "side_chain": side_chain, "chain": chain}

@@ -2,7 +2,7 @@
 
 A window that has fallen into another basin of a torsion that is no CV, a cis peptide bond say, samples the wrong
 ensemble, and neither MBAR nor its error bars notice. `find_hidden_states` compares each pair of overlapping windows in
-the ensemble that both cover, needs no free energies, and works on anyone's umbrella data (`from_trajectories`).
+the ensemble that both cover, needs no free energies, and works on anyone's umbrella data (`hidden_states_in_trajectories`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = [
     "Observable",
     "Umbrella",
     "find_hidden_states",
-    "from_frames",
-    "from_trajectories",
+    "hidden_states_in_frames",
+    "hidden_states_in_trajectories",
     "observables_of",
     "untrusted",
 ]
@@ -51,12 +51,12 @@ DISJOINT = 0.9
 """Two windows are in different basins when an arc holds this much more of one than of the other (Kuiper's V)."""
 GAP = math.pi / 6
 """rad of a period; what lies between two basins. Samples closer than this are in one basin."""
+FAR = 2 * GAP
+"""rad of a period beyond a basin, where another one must be."""
 LEAST_EXITS = 0.5
 """Windows are stuck if one of their length is expected to change basins less often than this."""
-REACH = 2
+REACH = 3
 """Exchange between two basins is looked for in windows up to this many steps of overlap away from the pair."""
-ELECTORATE = 4
-"""Steps of overlap up to which windows have a say on which of two is in the wrong basin."""
 PROBES = 20
 """Frames of each window from which it is found which windows overlap."""
 UNTRUSTED_SHARE = 0.1
@@ -91,10 +91,10 @@ class Disagreement:
     difference : Kuiper's V, the largest difference of the two windows' shares in an arc (or interval): 1 for disjoint
     typical : the two windows' mean values in the overlap, circular ones of a periodic observable, in its unit
     effective : effective independent frames of the two in the overlap; of a separate pair, frames as they are
-    exits : changes of basin expected of a window of this length, by the exchange seen in the windows nearby (NaN where
-        the windows are not disjoint)
+    exits : changes of basin expected of a window of this length, by what was seen in the windows nearby; NaN where the
+        two are not disjoint
     p_value : chance of so large a difference with that many independent frames, times the number of tests
-    minority : of a separate pair, the window whose basin fewer frames of the windows nearby are in; else None
+    minority : of a separate pair, the window in whose basin fewer frames of the windows around it are; else None
     """
 
     first: int
@@ -137,22 +137,45 @@ class HiddenStates:
     def blamed(self) -> dict[int, tuple[str, ...]]:
         """Return the windows that stand against the consensus, and the observables in which they do.
 
-        Of a separate pair that is the one in the minority. What other disagreements are left is laid on the window with
-        the largest share of them among its pairs, one window after another.
+        Of a separate pair that is the one in the minority. Windows that are cut off from the others by separate pairs,
+        as when one was started from another in the wrong basin, are blamed together, those within too. Another
+        disagreement is laid on a window that is blamed already where there is one, else on the window with the largest
+        share of them among its pairs, one window after another.
         """
         found: dict[int, set[str]] = {}
-        for name in dict.fromkeys(d.observable for d in self.disagreements):
-            own = [d for d in self.disagreements if d.observable == name]
-            blamed = {d.minority for d in own if d.minority is not None}
-            left = [(d.first, d.second) for d in own if not blamed & {d.first, d.second}]
-            while left:
-                shares = {w: sum(w in pair for pair in left) / (self.pairs == w).sum() for pair in left for w in pair}
-                worst = max(sorted(shares), key=lambda w: shares[w])
-                blamed.add(worst)
-                left = [pair for pair in left if worst not in pair]
-            for window in blamed:
+        separate = [d for d in self.disagreements if d.separate]
+        for name in dict.fromkeys(d.observable for d in separate):
+            for window in self._against([d for d in separate if d.observable == name]):
                 found.setdefault(window, set()).add(name)
+        left = []
+        for d in self.disagreements:
+            known = {d.first, d.second} & set(found)
+            for window in known if not d.separate else ():
+                found[window].add(d.observable)
+            if not known:
+                left.append(d)
+        while left:
+            windows = sorted({w for d in left for w in (d.first, d.second)})
+            worst = max(windows, key=lambda w: sum(w in (d.first, d.second) for d in left) / (self.pairs == w).sum())
+            found[worst] = {d.observable for d in left if worst in (d.first, d.second)}
+            left = [d for d in left if worst not in (d.first, d.second)]
         return {window: tuple(sorted(names)) for window, names in sorted(found.items())}
+
+    def _against(self, separate: list[Disagreement]) -> set[int]:
+        """Return the windows to blame for the separate pairs of one observable."""
+        names, flat = np.unique(self.pairs, return_inverse=True)
+        cut = {(d.first, d.second) for d in separate}
+        links = flat.reshape(-1, 2)[[tuple(pair) not in cut for pair in self.pairs.tolist()]]
+        graph = scipy.sparse.coo_matrix((np.ones(len(links)), links.T), shape=(len(names), len(names)))
+        count, groups = scipy.sparse.csgraph.connected_components(graph, directed=False)
+        group = dict(zip(names.tolist(), groups.tolist(), strict=True))
+        balance = np.zeros(count)
+        for d in separate:
+            balance[group[d.first]] += 1 if d.minority == d.second else -1
+            balance[group[d.second]] += 1 if d.minority == d.first else -1
+        wrong = (balance < 0) & (np.bincount(groups) < len(names) / 2)
+        blamed = {w for w in names.tolist() if wrong[group[w]]}
+        return blamed | {d.minority for d in separate if d.minority is not None and not blamed & {d.first, d.second}}
 
 
 def find_hidden_states(
@@ -169,7 +192,7 @@ def find_hidden_states(
     origin of a circle and finds the arc that tells two windows apart. Then one of two rules applies:
 
     - Disjoint, with a gap on both sides of the arc: the windows hold different basins, whose own fluctuations say
-      nothing of how often basins change. That is read off the windows near the pair, this one included: if a window as
+      nothing of how often basins change. That is read off the other windows nearby: if a window as
       long as these would be expected to change less than once, it is stuck, and the pair is flagged however few its
       frames. If more, few changes are what honest sampling of a slow rotor looks like, and count as independent frames.
     - Otherwise by the p-value of V, with frames divided by the statistical inefficiency of that observable.
@@ -198,7 +221,7 @@ def find_hidden_states(
     )
 
 
-def from_frames(frames: Frames, grid: WindowGrid, molecule: MolecularSystem) -> HiddenStates:
+def hidden_states_in_frames(frames: Frames, grid: WindowGrid, molecule: MolecularSystem) -> HiddenStates:
     """Compare the windows of this package's `frames`, which must be chains: simulated or injected, in time order."""
     positions = frames.positions - frames.positions.mean(axis=1, keepdims=True)  # mdtraj is in single precision
     observables = observables_of(molecule.trajectory(positions), frames.energies)
@@ -207,7 +230,7 @@ def from_frames(frames: Frames, grid: WindowGrid, molecule: MolecularSystem) -> 
     )
 
 
-def from_trajectories(
+def hidden_states_in_trajectories(
     trajectories: Sequence[mdtraj.Trajectory],
     biases: Sequence[Callable[[mdtraj.Trajectory], np.ndarray]],
     temperature: Any,
@@ -217,8 +240,9 @@ def from_trajectories(
     """Compare the windows of anyone's umbrella sampling.
 
     >>> phi = sgm.Torsion("phi", (4, 6, 8, 14))
-    >>> biases = [Umbrella([phi], [center], [100.0]) for center in centers]
-    >>> found = from_trajectories([mdtraj.load(f, top="top.pdb") for f in files], biases, 300 * unit.kelvin)
+    >>> biases = [sgm.Umbrella([phi], [center], [100.0]) for center in centers]
+    >>> trajectories = [mdtraj.load(file, top="topology.pdb") for file in files]
+    >>> found = sgm.hidden_states_in_trajectories(trajectories, biases, 300 * unit.kelvin)
     >>> for disagreement in found.disagreements:
     ...     print(disagreement)
     >>> found.blamed()  # {7: ("torsion ALA2-C NME3-N",)}
@@ -591,10 +615,14 @@ class _Arcs:
         """The smaller of the two gaps between the arcs, rad."""
         return min(self.second_start - self.first_end, 2 * math.pi - self.second_end)
 
-    def states(self, phases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (in the first's arc, in the second's)."""
+    def states(self, phases: np.ndarray, first: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return (in the arc of the first or second, out of it: in the other or farther than `FAR` from its ends)."""
         place = (phases - self.start) % (2 * math.pi)
-        return place <= self.first_end, (place >= self.second_start) & (place <= self.second_end)
+        one, other = place <= self.first_end, (place >= self.second_start) & (place <= self.second_end)
+        inside, low, high = (one, 0.0, self.first_end) if first else (other, self.second_start, self.second_end)
+        middle, half = (low + high) / 2, (high - low) / 2
+        distance = np.abs((place - middle + math.pi) % (2 * math.pi) - math.pi) - half
+        return inside, (other if first else one) | (distance > FAR)
 
 
 def _steps_of_overlap(count: int, pairs: np.ndarray) -> np.ndarray:
@@ -604,31 +632,35 @@ def _steps_of_overlap(count: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def _expected_exits(data: _Data, pair: _Pair, steps: np.ndarray, column: int, arcs: _Arcs) -> float:
-    """Return how often a window would leave its basin in its own length, the smaller of the pair's two numbers.
+    """Return how often a window would leave its basin in its own length, the mean of the pair's two numbers.
 
-    The rates are those of the windows up to `REACH` steps away. A frame between the basins counts as in the one that
-    was visited last (core sets: Buchete & Hummer 2008).
+    The rates are those of the other windows up to `REACH` steps away; the pair itself is here because it did not move.
+    A frame neither in nor out of a basin counts as where its window was last (core sets: Buchete & Hummer 2008).
     """
-    near = np.flatnonzero(steps[list(pair.windows)].min(axis=0) <= REACH)
+    near = [w for w in np.flatnonzero(steps[list(pair.windows)].min(axis=0) <= REACH) if w not in pair.windows]
+    if not near:
+        return 0.0
     rows = np.concatenate([data.rows[w] for w in near])
-    first, second = arcs.states(data.values[rows, column])
-    inside = first | second
-    state, window = second[inside], data.window_of[rows][inside]
-    moved = (state[1:] != state[:-1]) & (window[1:] == window[:-1])
-    exits = []
-    for which, w in zip((False, True), pair.windows, strict=True):
-        rate = moved[state[:-1] == which].sum() / max(1, (state == which).sum())
-        exits.append(float(rate * len(data.rows[w])))
-    return min(exits)
+    total = 0.0
+    for k, w in enumerate(pair.windows):
+        inside, outside = arcs.states(data.values[rows, column], first=k == 0)
+        known = inside | outside
+        state, window = inside[known], data.window_of[rows[known]]
+        left = state[:-1] & ~state[1:] & (window[1:] == window[:-1])
+        total += left.sum() / max(1, state.sum()) * len(data.rows[w])
+    return float(total / 2)
 
 
 def _minority(data: _Data, pair: _Pair, steps: np.ndarray, column: int) -> int:
-    """Return which of the pair's windows has fewer frames of the windows around on its side of the circle."""
+    """Return which of the pair's windows has fewer frames of the others on its side of the circle.
+
+    A window's say halves with every step away, so that near ones decide, and far ones where those are divided.
+    """
     here = [np.exp(1j * data.values[data.rows[w], column]).mean() for w in pair.windows]
+    away = steps[list(pair.windows)].min(axis=0)
     votes = 0.0
-    for w in np.flatnonzero(steps[list(pair.windows)].min(axis=0) <= ELECTORATE):
-        if w not in pair.windows:
-            directions = np.exp(1j * data.values[data.rows[w], column])
-            first, second = (np.abs(np.angle(directions / mean)) for mean in here)
-            votes += np.mean(first < second) - 0.5
+    for w in np.flatnonzero(np.isfinite(away) & (away > 0)):
+        directions = np.exp(1j * data.values[data.rows[w], column])
+        first, second = (np.abs(np.angle(directions / mean)) for mean in here)
+        votes += 0.5 ** away[w] * (np.mean(first < second) - 0.5)
     return pair.windows[0] if votes < 0 else pair.windows[1]
