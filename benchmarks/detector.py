@@ -258,9 +258,8 @@ def kinds() -> dict[str, Callable[[], list[dict[str, object]]]]:
         good, short = simulate(psi, 200, 5, interval=200), simulate(psi, 400, 6)
         angle = np.radians(60) - alanine.evaluate_cvs(alanine.positions[None])[0, 0]
         other = simulate(turned(psi, (6, 8), range(9, 22), angle), 110, 7, interval=200)
-        # the torsion that is compared ends at CB, 120° before the one that ends at C
-        good, short = (pool.only(~all_within(pool.values(PHI), -60, 60)) for pool in (good, short))
-        other = other.only(all_within(other.values(PHI), -60, 60))
+        good, short = (pool.only(~all_within(pool.values(PHI), 60, 60)) for pool in (good, short))
+        other = other.only(all_within(other.values(PHI), 60, 60))
         return [
             measure("nothing, ψ", good, [], 14),
             measure("nothing, ψ, windows of 0.8 to 4 ps", short, [], 15),

@@ -2,7 +2,7 @@
 
 A window that has fallen into another basin of a torsion that is no CV, a cis peptide bond say, samples the wrong
 ensemble, and neither MBAR nor its error bars notice. `find_hidden_states` compares each pair of overlapping windows in
-the ensemble that both cover, needs no free energies, and works on anyone's umbrella data (`hidden_states_in_trajectories`).
+the ensemble that both cover and needs no free energies; `hidden_states_in_trajectories` takes anyone's umbrella data.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FARTHEST = 5.0
 """kT; windows whose mean of the two relative entropies is larger are not compared. Umbrellas 1.8 widths apart: 1.6."""
 MOST_NEIGHBOURS = 6
 """Windows that each window is compared with at most, the closest first."""
-LEAST_EFFECTIVE = 4.0
+LEAST_EFFECTIVE = 3.0
 """Effective frames that a window needs in the overlap to be compared at all."""
 DISJOINT = 0.9
 """Two windows are in different basins when an arc holds this much more of one than of the other (Kuiper's V)."""
@@ -57,6 +57,10 @@ LEAST_EXITS = 0.5
 """Windows are stuck if one of their length is expected to change basins less often than this."""
 REACH = 3
 """Exchange between two basins is looked for in windows up to this many steps of overlap away from the pair."""
+CLEAR_MAJORITY = 4
+"""Of two groups of windows that disagree the one that is so many times larger is right."""
+SAY = 0.7
+"""With each step away, a window has so many times less to say on which of two windows is in the wrong basin."""
 PROBES = 20
 """Frames of each window from which it is found which windows overlap."""
 UNTRUSTED_SHARE = 0.1
@@ -137,8 +141,9 @@ class HiddenStates:
     def blamed(self) -> dict[int, tuple[str, ...]]:
         """Return the windows that stand against the consensus, and the observables in which they do.
 
-        Of a separate pair that is the one in the minority. Windows that are cut off from the others by separate pairs,
-        as when one was started from another in the wrong basin, are blamed together, those within too. Another
+        Separate pairs cut the windows into groups, as when one window was started from another in the wrong basin. Of
+        two groups the far smaller one is in the minority, of similar ones that of most pairs' `minority`, and all its
+        windows are blamed, those without a disagreement of their own too. Another
         disagreement is laid on a window that is blamed already where there is one, else on the window with the largest
         share of them among its pairs, one window after another.
         """
@@ -169,13 +174,18 @@ class HiddenStates:
         graph = scipy.sparse.coo_matrix((np.ones(len(links)), links.T), shape=(len(names), len(names)))
         count, groups = scipy.sparse.csgraph.connected_components(graph, directed=False)
         group = dict(zip(names.tolist(), groups.tolist(), strict=True))
-        balance = np.zeros(count)
+        sizes, balance, minority = np.bincount(groups), np.zeros(count), {}
         for d in separate:
-            balance[group[d.first]] += 1 if d.minority == d.second else -1
-            balance[group[d.second]] += 1 if d.minority == d.first else -1
-        wrong = (balance < 0) & (np.bincount(groups) < len(names) / 2)
+            first, second = group[d.first], group[d.second]
+            by_size = None
+            if max(sizes[first], sizes[second]) >= CLEAR_MAJORITY * min(sizes[first], sizes[second]):
+                by_size = d.first if sizes[first] < sizes[second] else d.second
+            minority[d.first, d.second] = d.minority if by_size is None else by_size
+            balance[first] += 1 if minority[d.first, d.second] == d.second else -1
+            balance[second] += 1 if minority[d.first, d.second] == d.first else -1
+        wrong = (balance < 0) & (sizes < len(names) / 2)
         blamed = {w for w in names.tolist() if wrong[group[w]]}
-        return blamed | {d.minority for d in separate if d.minority is not None and not blamed & {d.first, d.second}}
+        return blamed | {w for pair, w in minority.items() if w is not None and not blamed & set(pair)}
 
 
 def find_hidden_states(
@@ -325,13 +335,18 @@ def observables_of(trajectory: mdtraj.Trajectory, energies: np.ndarray | None = 
         neighbours[b.index].append(a.index)
     elements = [0 if atom.element is None else atom.element.number for atom in topology.atoms]
     alike = _equivalence(neighbours, elements)
+    branches = [sum(elements[n] > 1 for n in bonded) for bonded in neighbours]
+
+    def priority(atom: int) -> tuple[bool, bool, int]:  # along the chain, so that φ, ψ, ω and χ are the usual ones
+        return elements[atom] > 1, branches[atom] > 1, -atom
+
     names = [f"{atom.residue}-{atom.name}" for atom in topology.atoms]
     quads, folds, found = [], [], []
     for a, b in topology.bonds:
         i, j = sorted((a.index, b.index))
         ends = [sorted(n for n in neighbours[x] if n != y) for x, y in ((i, j), (j, i))]
         if all(ends):
-            first, last = (max(end, key=lambda n: (elements[n], -n)) for end in ends)
+            first, last = (max(end, key=priority) for end in ends)
             quads.append((first, i, j, last))
             folds.append(math.lcm(*(len(end) if len({alike[n] for n in end}) == 1 else 1 for end in ends)))
     if quads:
@@ -654,7 +669,7 @@ def _expected_exits(data: _Data, pair: _Pair, steps: np.ndarray, column: int, ar
 def _minority(data: _Data, pair: _Pair, steps: np.ndarray, column: int) -> int:
     """Return which of the pair's windows has fewer frames of the others on its side of the circle.
 
-    A window's say halves with every step away, so that near ones decide, and far ones where those are divided.
+    Near ones count more: elsewhere another basin may be the right one.
     """
     here = [np.exp(1j * data.values[data.rows[w], column]).mean() for w in pair.windows]
     away = steps[list(pair.windows)].min(axis=0)
@@ -662,5 +677,5 @@ def _minority(data: _Data, pair: _Pair, steps: np.ndarray, column: int) -> int:
     for w in np.flatnonzero(np.isfinite(away) & (away > 0)):
         directions = np.exp(1j * data.values[data.rows[w], column])
         first, second = (np.abs(np.angle(directions / mean)) for mean in here)
-        votes += 0.5 ** away[w] * (np.mean(first < second) - 0.5)
+        votes += SAY ** away[w] * (np.mean(first < second) - 0.5)
     return pair.windows[0] if votes < 0 else pair.windows[1]
