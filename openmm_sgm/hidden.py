@@ -49,10 +49,10 @@ LEAST_EFFECTIVE = 3.0
 """Effective frames that a window needs in the overlap to be compared at all."""
 DISJOINT = 0.9
 """Two windows are in different basins when an arc holds this much more of one than of the other (Kuiper's V)."""
-GAP = math.pi / 6
-"""rad of a period; what lies between two basins. Samples closer than this are in one basin."""
-FAR = 2 * GAP
-"""rad of a period beyond a basin, where another one must be."""
+GAP = math.pi / 3
+"""rad of a period; at least this lies between two basins. Neighbouring rotamers of a tetrahedral carbon leave 80°."""
+TRIM = 0.05
+"""Share of a window's weight beyond each end of its arc, or long windows would leave no gap."""
 LEAST_EXITS = 0.5
 """Windows are stuck if one of their length is expected to change basins less often than this."""
 REACH = 3
@@ -561,10 +561,11 @@ def _disagreements(
     for column in np.flatnonzero(candidates).tolist():
         count, exits, separate = effective[:, column], math.nan, False
         if disjoint[column]:
-            arcs = _Arcs.between(values[:, column], int(before[column]), int(last[column]))
+            arcs = _Arcs.between(values[:, column], signed[order[:, column]], int(before[column]), int(last[column]))
             exits = _expected_exits(data, pair, steps, column, arcs)
-            separate = exits < LEAST_EXITS and arcs.gap > GAP
-            count = sizes if separate else np.minimum(count, 1 + exits)
+            separate = arcs.gap > GAP and exits < LEAST_EXITS
+            if arcs.gap > GAP:
+                count = sizes if separate else np.minimum(count, 1 + exits)
         p_value = min(1.0, tests * float(_kuiper_p_values(kuiper[column], *count)))
         if not separate and p_value >= family_error:
             continue
@@ -606,12 +607,12 @@ def _typical(data: _Data, column: int, window: int, weights: np.ndarray) -> floa
 
 @dataclass(frozen=True)
 class _Arcs:
-    """Where on the circle two windows lie apart: the first from `start` for `first_end` rad, the second's arc after it.
+    """Where on the circle two windows lie apart.
 
     Attributes
     ----------
-    start : phase of the first's start; the others are counted from it
-    first_end, second_start, second_end : rad
+    start : phase at which the first's arc starts
+    first_end, second_start, second_end : from there, rad
     """
 
     start: float
@@ -620,10 +621,22 @@ class _Arcs:
     second_end: float
 
     @staticmethod
-    def between(values: np.ndarray, before: int, last: int) -> _Arcs:
-        """Return the arcs of sorted phases of which those after `before` up to `last` are the first window's."""
-        after, start = values[(last + 1) % len(values)], values[(before + 1) % len(values)]
-        return _Arcs(float(start), *(float((v - start) % (2 * math.pi)) for v in (values[last], after, values[before])))
+    def between(values: np.ndarray, signed: np.ndarray, before: int, last: int) -> _Arcs:
+        """Return the arcs of sorted phases of which those after `before` up to `last` are mainly the first window's.
+
+        signed : weights of the phases, the second window's negative; `TRIM` of them is left out at each end of an arc
+        """
+        n = len(values)
+        around = (before + 1 + np.arange(n)) % n
+        place = (values[around] - values[around[0]]) % (2 * math.pi)
+        split = (last - before) % n
+        ends = []
+        for own, sign in ((slice(0, split), 1), (slice(split, n), -1)):
+            weights = np.maximum(sign * signed[around[own]], 0.0)
+            share = np.cumsum(weights) / weights.sum()
+            ends += [place[own][np.searchsorted(share, q)] for q in (TRIM, 1 - TRIM)]
+        start = float(values[around[0]] + ends[0])
+        return _Arcs(start, *(float(end - ends[0]) for end in ends[1:]))
 
     @property
     def gap(self) -> float:
@@ -631,13 +644,13 @@ class _Arcs:
         return min(self.second_start - self.first_end, 2 * math.pi - self.second_end)
 
     def states(self, phases: np.ndarray, first: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return (in the arc of the first or second, out of it: in the other or farther than `FAR` from its ends)."""
+        """Return (in the arc of the first or second, out of it: in the other or farther than `GAP` from its ends)."""
         place = (phases - self.start) % (2 * math.pi)
         one, other = place <= self.first_end, (place >= self.second_start) & (place <= self.second_end)
         inside, low, high = (one, 0.0, self.first_end) if first else (other, self.second_start, self.second_end)
         middle, half = (low + high) / 2, (high - low) / 2
         distance = np.abs((place - middle + math.pi) % (2 * math.pi) - math.pi) - half
-        return inside, (other if first else one) | (distance > FAR)
+        return inside, (other if first else one) | (distance > GAP)
 
 
 def _steps_of_overlap(count: int, pairs: np.ndarray) -> np.ndarray:
