@@ -660,7 +660,7 @@ def _steps_of_overlap(count: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def _expected_exits(data: _Data, pair: _Pair, steps: np.ndarray, column: int, arcs: _Arcs) -> float:
-    """Return how often a window would leave its basin in its own length, the mean of the pair's two numbers.
+    """Return how often a window would leave its basin in its own length, the geometric mean of the pair's two numbers. It is 0 where one of the basins is never left.
 
     The rates are those of the other windows up to `REACH` steps away; the pair itself is here because it did not move.
     A frame neither in nor out of a basin counts as where its window was last (core sets: Buchete & Hummer 2008).
@@ -669,14 +669,14 @@ def _expected_exits(data: _Data, pair: _Pair, steps: np.ndarray, column: int, ar
     if not near:
         return 0.0
     rows = np.concatenate([data.rows[w] for w in near])
-    total = 0.0
+    expected = 1.0
     for k, w in enumerate(pair.windows):
         inside, outside = arcs.states(data.values[rows, column], first=k == 0)
         known = inside | outside
         state, window = inside[known], data.window_of[rows[known]]
         left = state[:-1] & ~state[1:] & (window[1:] == window[:-1])
-        total += left.sum() / max(1, state.sum()) * len(data.rows[w])
-    return float(total / 2)
+        expected *= left.sum() / max(1, state.sum()) * len(data.rows[w])
+    return math.sqrt(expected)
 
 
 def _minority(data: _Data, pair: _Pair, steps: np.ndarray, column: int) -> int:
