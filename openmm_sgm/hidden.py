@@ -202,9 +202,10 @@ def find_hidden_states(
     origin of a circle and finds the arc that tells two windows apart. Then one of two rules applies:
 
     - Disjoint, with a gap on both sides of the arc: the windows hold different basins, whose own fluctuations say
-      nothing of how often basins change. That is read off the other windows nearby: if a window as
-      long as these would be expected to change less than once, it is stuck, and the pair is flagged however few its
-      frames. If more, few changes are what honest sampling of a slow rotor looks like, and count as independent frames.
+      nothing of how often basins change. That is read off the other windows nearby: if a window as long as these would
+      be expected to leave its basin less than once in two lengths, the two are stuck and the pair is flagged, however
+      few the frames. If more, few changes are what honest sampling of a slow rotor looks like, and only as many frames
+      as there are changes count in the p-value.
     - Otherwise by the p-value of V, with frames divided by the statistical inefficiency of that observable.
 
     Parameters
@@ -660,8 +661,9 @@ def _steps_of_overlap(count: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def _expected_exits(data: _Data, pair: _Pair, steps: np.ndarray, column: int, arcs: _Arcs) -> float:
-    """Return how often a window would leave its basin in its own length, the geometric mean of the pair's two numbers. It is 0 where one of the basins is never left.
+    """Return how often a window would leave its basin in its own length: 0 where one of the two basins is never left.
 
+    That is the geometric mean of the pair's two numbers, since leaving one basin for a third says nothing of the other.
     The rates are those of the other windows up to `REACH` steps away; the pair itself is here because it did not move.
     A frame neither in nor out of a basin counts as where its window was last (core sets: Buchete & Hummer 2008).
     """
