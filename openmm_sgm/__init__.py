@@ -25,6 +25,7 @@ _PUBLIC = {
     ),
     "free_energy": ("Estimate", "Surface"),
     "generator": ("Generator",),
+    "hidden": ("HiddenStates", "Observable", "Umbrella", "find_hidden_states", "hidden_states_in_trajectories"),
     "options": ("SamplerOptions",),
     "networks": ("NetworkOptions",),
     "sampler": ("ScoreSampler",),

@@ -33,6 +33,7 @@ ORDER = (
     "inject",
     "importance",
     "mbar",
+    "hidden",
     "free_energy",
     "options",
     "campaign",
