@@ -133,13 +133,9 @@ def _run(options: argparse.Namespace, command: str) -> int:
         save_state(options.output, sampler)
         write_status(options.output, "running", sampler, budget, command)
 
+    chosen: dict[str, Any] = {"options": _options(options.ladder)} if options.ladder else {}
     sampler = ScoreSampler(
-        molecule,
-        seed=seed,
-        workers=options.workers,
-        options=_options(options.ladder),
-        progress=show.line,
-        on_round=after_round,
+        molecule, seed=seed, workers=options.workers, progress=show.line, on_round=after_round, **chosen
     )
     show.sampler = sampler
     left, target = sampler.check_budget(budget), sampler.check_target(options.target_error)

@@ -33,6 +33,7 @@ from openmm_sgm import runfolder
 from openmm_sgm.cli import main
 from openmm_sgm.networks import NetworkOptions
 from openmm_sgm.options import SamplerOptions
+from openmm_sgm.report import find_warnings
 from openmm_sgm.sampler import ScoreSampler
 from openmm_sgm.system_file import load_system
 from openmm_sgm.training import TrainingOptions
@@ -559,6 +560,9 @@ def test_status_of_a_finished_run(finished: FinishedRun, capfd: pytest.CaptureFi
     result = json.loads((finished.folder / "result.json").read_text())
     first, *stages = out.splitlines()
     assert first == f"finished: {result['force_evaluations']['total']:,} of {BUDGET:,} force evaluations"
+    warnings = [line for line in stages if line.startswith("warning: ")]
+    assert warnings == [f"warning: {text}" for text in find_warnings(finished.folder)]
+    stages = stages[: len(stages) - len(warnings)]
     assert [line.strip().partition(":")[0] for line in stages] == STAGES
     assert "acceptance" not in stages[0]
     assert all("acceptance" in line and "kJ/mol" in line for line in stages[1:])

@@ -81,7 +81,9 @@ def test_density_integrates_to_one(three_atoms: tuple[Generator, np.ndarray], mo
     generator, label = three_atoms
     assert integral(generator, label, 30) == pytest.approx(1.0, abs=0.01)
     with monkeypatch.context() as patch:
-        patch.setattr(Representation, "_log_volume", lambda self, bonds, angles: torch.zeros(len(bonds)).double())
+        patch.setattr(
+            Representation, "_log_volume", lambda self, bonds, angles, labels: torch.zeros(len(bonds)).double()
+        )
         assert abs(integral(generator, label, 20) - 1) > 0.1
     with monkeypatch.context() as patch:
         patch.setattr("openmm_sgm.diffusion.log_prior", lambda model, z: log_prior(model, 0.9 * z))

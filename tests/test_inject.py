@@ -342,6 +342,7 @@ def filled_ledger() -> Ledger:
     rng = np.random.default_rng(19)
     ledger.add(
         0,
+        300.0,
         "trial",
         windows=np.array([3, 3, 1, 0, 0]),
         labels=rng.normal(size=(5, 2)),
@@ -350,7 +351,9 @@ def filled_ledger() -> Ledger:
         log_weights=np.array([-2.5, -np.inf, np.inf, 0.0, np.nan]),
         verdicts=iter(["accepted", "energy not finite", "outside, of the “representation”", "rejected", ""]),
     )
-    ledger.add(2, "weights", np.array([7, 8]), rng.normal(size=(2, 2)), *rng.normal(size=(3, 2)), ["accepted"] * 2)
+    ledger.add(
+        2, 450.0, "weights", np.array([7, 8]), rng.normal(size=(2, 2)), *rng.normal(size=(3, 2)), ["accepted"] * 2
+    )
     return ledger
 
 
@@ -369,7 +372,7 @@ def test_rows_are_the_rows_added() -> None:
 def test_columns_of_different_lengths_are_refused() -> None:
     ledger = Ledger(("phi",))
     with pytest.raises(ValueError, match=r"zip\(\) argument"):
-        ledger.add(0, "trial", np.zeros(2, int), np.zeros((2, 1)), *np.zeros((3, 2)), verdicts=["accepted"])
+        ledger.add(0, 300.0, "trial", np.zeros(2, int), np.zeros((2, 1)), *np.zeros((3, 2)), verdicts=["accepted"])
 
 
 def test_ledger_in_its_file(tmp_path: Path) -> None:
@@ -379,13 +382,13 @@ def test_ledger_in_its_file(tmp_path: Path) -> None:
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == [
-        *("number", "round", "window", "label_phi", "label_end_to_end"),
+        *("number", "round", "temperature_k", "window", "label_phi", "label_end_to_end"),
         *("purpose", "energy_kj_mol", "log_density", "log_weight", "verdict"),
     ]
     assert len(rows) == 7
-    assert [len(row) for row in rows] == [10] * 7
+    assert [len(row) for row in rows] == [11] * 7
     # what is not finite is empty, and 0 is not
-    assert [row[6:9] for row in rows[:5]] == [
+    assert [row[7:10] for row in rows[:5]] == [
         ["-123.456", "101.25", "-2.5"],
         ["", "3", ""],
         ["", "", ""],
@@ -422,7 +425,7 @@ def test_ledger_comes_back(tmp_path: Path) -> None:
 def test_a_ledger_that_was_read_goes_on(tmp_path: Path) -> None:
     filled_ledger().write(tmp_path / "ledger.csv")
     ledger = Ledger.read(tmp_path / "ledger.csv", NAMES)
-    ledger.add(3, "trial", np.array([1]), np.zeros((1, 2)), *np.zeros((3, 1)), ["rejected"])
+    ledger.add(3, 300.0, "trial", np.array([1]), np.zeros((1, 2)), *np.zeros((3, 1)), ["rejected"])
     assert ledger.rows[-1].number == 7
     ledger.write(tmp_path / "ledger.csv")
     assert len(Ledger.read(tmp_path / "ledger.csv", NAMES).rows) == 8

@@ -214,7 +214,7 @@ def test_ledger_has_a_row_for_each_configuration_asked_for(
     finished: FinishedRun, ledger: list[dict[str, str]], result: dict[str, Any]
 ) -> None:
     tail = ["purpose", "energy_kj_mol", "log_density", "log_weight", "verdict"]
-    assert list(ledger[0]) == ["number", "round", "window", "label_r", *tail]
+    assert list(ledger[0]) == ["number", "round", "temperature_k", "window", "label_r", *tail]
     assert [int(row["number"]) for row in ledger] == list(range(len(ledger)))
     assert len({tuple(row.values()) for row in ledger}) == len(ledger)
     campaign = finished.sampler.campaign
@@ -225,7 +225,10 @@ def test_ledger_has_a_row_for_each_configuration_asked_for(
         for window, count in enumerate(draws.drawn)
         if count
     }
-    assert Counter((int(row["round"]), int(row["window"])) for row in ledger) == asked
+    injected = [row for row in ledger if row["purpose"] == "injection"]
+    assert Counter((int(row["round"]), int(row["window"])) for row in injected) == asked
+    tried = Counter(int(row["window"]) for row in ledger if row["purpose"] == "trial")
+    assert all(tried[w] >= n for w, n in enumerate(campaign.trial_weights().drawn))
     assert result["force_evaluations"]["generation"] >= sum(row["energy_kj_mol"] != "" for row in ledger)
 
 
@@ -296,7 +299,7 @@ def test_loaded_state_has_the_same_walkers_and_cost(finished: FinishedRun) -> No
     assert old is not None
     assert new is not None
     assert dataclasses.asdict(new.cost) == dataclasses.asdict(old.cost)
-    assert (new.round, new.density_error, new.rotors) == (old.round, old.density_error, old.rotors)
+    assert (new.round, new.density_error, new.shared.rotors) == (old.round, old.density_error, old.shared.rotors)
     assert list(new.walkers) == sorted(old.walkers)
     for window, walker in new.walkers.items():
         for field in dataclasses.fields(walker):
@@ -338,7 +341,7 @@ def test_draws_of_a_save_that_was_killed_are_not_taken_over(finished: FinishedRu
     original = finished.sampler.campaign
     assert original is not None
     last = original.rounds[2]
-    change_state(copied / "state", n_rounds=2)
+    change_levels(copied / "state", n_rounds=2)
     dataclasses.replace(last.frames, energies=last.frames.energies + 1.0).save(copied / "state" / "draws-2.npz")
     going_on = new_sampler(finished.system)
     load_state(copied, going_on)
@@ -364,6 +367,11 @@ def change_state(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def change_levels(folder: Path, **changes: Any) -> None:
+    levels = json.loads((folder / "state.json").read_text())["levels"]
+    change_state(folder, levels=[level | changes for level in levels])
+
+
 def forget(folder: Path, key: str) -> None:
     path = folder / "state.json"
     content = json.loads(path.read_text())
@@ -383,8 +391,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "state.json no object": lambda state: (state / "state.json").write_text("[]"),
     "state.json no text": lambda state: (state / "state.json").write_bytes(b"\xff\xfe"),
     "a key missing": lambda state: forget(state, "cost"),
-    "a list too short": lambda state: change_state(state, origins=[]),
-    "of another type": lambda state: change_state(state, n_rounds="three"),
+    "a list too short": lambda state: change_levels(state, origins=[]),
+    "of another type": lambda state: change_levels(state, n_rounds="three"),
     "cost no object": lambda state: change_state(state, cost=5),
     "chain cut": lambda state: cut(state / "chain-4.npz"),
     "chain empty": lambda state: (state / "chain-4.npz").write_bytes(b""),
