@@ -36,7 +36,7 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
         _first_window(campaign)
     trained_at = len(campaign.walkers) if campaign.generator else 0
     refused: set[int] = set()  # by the generator as it stands
-    checked, looks = set[int](), LOOKS
+    checked, looks = set[int](), 0 if campaign.rounds else LOOKS  # later rounds weigh all windows anyway
     while True:
         frontier = _frontier(campaign)
         affordable = max(0, end - campaign.cost.total)

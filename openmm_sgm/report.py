@@ -174,6 +174,12 @@ def _warnings(run: RunData) -> list[str]:
             f"Generator and MBAR disagree at {_places(run, off)} by more than {MOST_INCONSISTENT_KJ_MOL:g} kJ/mol and "
             "three standard errors: there may be a state that one of them has not visited."
         )
+    hidden = result.get("hidden_states", [])
+    if hidden:
+        found.append(
+            f"Overlapping windows hold different states: {_join(hidden, 3)}. The surface is not to be trusted there; "
+            "another CV or a temperature ladder (--ladder) may be needed."
+        )
     energy = result["simulated_minus_generated_kj_mol"]
     if energy["mean"] is not None and abs(energy["mean"]) > MOST_ENERGY_ERRORS * energy["std_error"]:
         found.append(

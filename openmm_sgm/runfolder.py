@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from . import __version__
 from .campaign import Campaign, Cost, Plan, Walker
 from .explore import unreached
-from .frames import MD, Frames
+from .frames import INJECTED, MD, Frames
 from .free_energy import Method, consistency, simulated_minus_generated
 from .generator import Generator
+from .hidden import hidden_states_in_frames
 from .importance import Draws
 from .inject import Ledger
 from .sampler import ScoreSampler
@@ -169,6 +170,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
             "set_aside": {campaign.describe(w): k.failure for w, k in sorted(campaign.walkers.items()) if k.failure},
             "started_from": _count(k.started_from for k in campaign.walkers.values()),
         },
+        "hidden_states": _hidden_states(campaign),
         "history": sampler.history,
         "trainings": campaign.shared.trainings,
         "command": command,
@@ -215,6 +217,17 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     about = {"cvs": cvs, "heights_kj_mol": heights, "temperature_k": sampler.molecule.temperature_k}
     write_json(folder / "diagnostics.json", plain(about))
     return result
+
+
+def _hidden_states(campaign: Campaign) -> list[str]:
+    """Return where overlapping windows of the surface do not agree on a torsion, a handedness or the energy."""
+    heights = (campaign.free_energies - np.nanmin(campaign.free_energies)) / campaign.beta
+    chain = campaign.chain_of(MD, INJECTED)
+    chain = chain[heights[chain.windows] <= campaign.options.surface_height]
+    if len(np.unique(chain.windows)) < 2:
+        return []
+    found = hidden_states_in_frames(chain, campaign.grid, campaign.molecule)
+    return [f"{campaign.describe(d.first)} and {campaign.describe(d.second)}: {d}" for d in found.disagreements]
 
 
 def _write_samples(folder: Path, sampler: ScoreSampler) -> None:

@@ -557,6 +557,13 @@ def test_budget_that_ended_too_early_is_warned_of(tmp_path: Path, no_pictures: N
     assert warnings_of(tmp_path, healthy_data(2), result) == [expected]
 
 
+def test_windows_that_hold_different_states_are_named(tmp_path: Path, no_pictures: None) -> None:
+    result = healthy_result()
+    result["hidden_states"] = ["phi = 10° and phi = 30°: windows 3 and 4 hold different basins of torsion A-B"]
+    (warning,) = warnings_of(tmp_path, healthy_data(2), result)
+    assert warning.startswith(f"Overlapping windows hold different states: {result['hidden_states'][0]}.")
+
+
 # Folders that cannot be read
 
 

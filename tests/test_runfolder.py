@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
@@ -30,7 +31,7 @@ from test_cli import (
 
 from openmm_sgm.cli import main
 from openmm_sgm.generator import Generator
-from openmm_sgm.runfolder import load_state, save_state, write_results
+from openmm_sgm.runfolder import _hidden_states, load_state, save_state, write_results
 from openmm_sgm.sampler import ScoreSampler
 from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError, thermal_energy
@@ -205,6 +206,18 @@ def test_samples_beyond_the_most_are_thinned_at_random(
                                    weights=np.exp(all_log_weights)))  # fmt: skip
     difference = np.average(r, weights=np.exp(log_weights)) - np.average(all_r, weights=np.exp(all_log_weights))
     assert abs(difference) < 5 * deviation / np.sqrt(500)
+
+
+def test_hidden_states_are_looked_for(finished: FinishedRun, result: dict[str, Any]) -> None:
+    """None in the run as it was; and a window whose energies are another system's is named."""
+    assert result["hidden_states"] == []
+    campaign = copy.copy(finished.sampler.campaign)
+    assert campaign is not None
+    window = int(np.nanargmin(campaign.free_energies))
+    campaign.chain = [
+        dataclasses.replace(part, energies=part.energies + 50.0 * (part.windows == window)) for part in campaign.chain
+    ]
+    assert any(f"{campaign.describe(window)}" in text and "energy" in text for text in _hidden_states(campaign))
 
 
 # The ledger and the generator
