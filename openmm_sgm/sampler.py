@@ -24,7 +24,7 @@ from .mbar import mbar_free_energies
 from .options import SamplerOptions
 from .system import MolecularSystem, bin_counts
 from .unbiased import LabelDistribution, MoveStatistics, UnbiasedMoves
-from .units import InputError, strip_units
+from .units import InputError, SamplingError, strip_units
 
 __all__ = ["ScoreSampler"]
 
@@ -215,10 +215,13 @@ class ScoreSampler:
         self._estimates.clear()
         self._mover = None
         campaign = self._campaign()
-        surface = self.surface(n_bootstrap=20)
-        covered = float(np.mean(np.isfinite(surface.free_energy)))
+        try:
+            surface = self.surface(n_bootstrap=20)
+            covered = float(np.mean(np.isfinite(surface.free_energy)))
+            error = surface.error_below(self.options.surface_height)
+        except SamplingError:  # all windows were opened by generated configurations, and none has been simulated yet
+            covered, error = 0.0, float("nan")
         asked = np.isfinite(campaign.acceptance)
-        error = surface.error_below(self.options.surface_height)
         record: dict[str, Any] = {
             "stage": stage,
             "force_evaluations": campaign.cost.total,
@@ -300,6 +303,8 @@ class ScoreSampler:
                 if method == "generator":
                     raise InputError("the generator has drawn nothing yet: give run() a larger budget")
                 chain, mbar, method = campaign.chain_of(BURN_IN, MD), campaign.free_energies, "mbar"
+                if not len(chain):
+                    raise SamplingError("there has been no simulation and no round yet: give run() a larger budget")
             elif method == "mbar":
                 chain, draws, mbar = campaign.chain_of(MD, INJECTED), [], self.mbar()[0]
             else:
