@@ -344,11 +344,11 @@ class Campaign:
 
     def _training_frames(self, rows: int) -> LevelFrames:
         """Return the frames to train on and their weights; generated frames count by their effective number."""
-        own = [part[np.isin(part.source, (BURN_IN, MD))] for part in self.chain]
-        weights = [np.ones(len(part)) for part in own]
+        own = [np.isin(part.source, (BURN_IN, MD)) for part in self.chain]
+        weights = [np.ones(int(rows.sum())) for rows in own]
         weights += [self.trial_weights().effective, self.draw_weights().effective]
         drawn = [draws.frames for draws in (*self.trials, *self.rounds)]
-        frames = Frames.concatenate([*own, *drawn])
+        frames = Frames.gather([*self.chain, *drawn], [*own, *([slice(None)] * len(drawn))])
         return LevelFrames(frames, np.concatenate(weights), self.free_energies, self.molecule, self.grid, rows)
 
     def refine_ode_steps(self) -> None:
@@ -512,24 +512,29 @@ class Campaign:
             np.where(np.isfinite(prior), exact, tried)
             for exact, tried in ((prior, rough), (error, rough_error + ROUGH_KT))
         )
-        chain = Frames.concatenate(self.chain)
         settled = draws.trusted.copy()
-        settled[chain.windows[np.isin(chain.source, (MD, INJECTED))]] = True
-        first = (chain.source == BURN_IN) & ~settled[chain.windows]
-        chain = chain[(chain.source == MD) | first | ((chain.source == INJECTED) & ~draws.trusted[chain.windows])]
-        parts, weights = [chain], [np.ones(len(chain))]
-        for kind, drawn, counts in (
-            (self.trials, trials, ~settled),
-            (self.rounds, draws, draws.trusted),
-        ):
-            parts += [part.frames[counts[part.frames.windows]] for part in kind]
-            weights.append(drawn.effective[counts[drawn.windows]])
-        frames, weight = Frames.concatenate(parts), np.concatenate(weights)
-        windows, columns = np.unique(frames.windows, return_inverse=True)
+        for part in self.chain:
+            settled[part.windows[np.isin(part.source, (MD, INJECTED))]] = True
+        # windows and CVs of the frames that count, and their weights; positions would be copied for nothing
+        used: list[tuple[np.ndarray, np.ndarray]] = []
+        weights = []
+        for part in self.chain:
+            counts = (part.source == MD) | ((part.source == BURN_IN) & ~settled[part.windows])
+            counts |= (part.source == INJECTED) & ~draws.trusted[part.windows]
+            used.append((part.windows[counts], part.cvs[counts]))
+            weights.append(np.ones(int(counts.sum())))
+        for kind, drawn, wanted in ((self.trials, trials, ~settled), (self.rounds, draws, draws.trusted)):
+            for generated in kind:
+                rows = wanted[generated.frames.windows]
+                used.append((generated.frames.windows[rows], generated.frames.cvs[rows]))
+            weights.append(drawn.effective[wanted[drawn.windows]])
+        own, cvs = (np.concatenate(columns) for columns in zip(*used, strict=True))
+        weight = np.concatenate(weights)
+        windows, columns = np.unique(own, return_inverse=True)
         sizes = np.bincount(columns, weight)
         start = np.nan_to_num(self.free_energies[windows], nan=0.0)
         held = (prior[windows], error[windows]) if np.isfinite(prior[windows]).any() else (None, None)
-        f = weighted_mbar(bias_terms(frames.cvs, self.grid, windows), weight, sizes, start, *held)
+        f = weighted_mbar(bias_terms(cvs, self.grid, windows), weight, sizes, start, *held)
         self.free_energies = np.full(len(self.grid.centers), np.nan)
         self.free_energies[windows] = f
 
@@ -543,8 +548,7 @@ class Campaign:
 
     def chain_of(self, *sources: int) -> Frames:
         """Return the chain's frames of these sources, in time order."""
-        parts = [part[np.isin(part.source, sources)] for part in self.chain]
-        return Frames.concatenate(parts)
+        return Frames.gather(self.chain, [np.isin(part.source, sources) for part in self.chain])
 
     def active_windows(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the sound windows below the explored height, int64, and their shares of what is generated."""

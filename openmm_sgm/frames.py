@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -107,7 +108,17 @@ class Frames:
     @staticmethod
     def concatenate(parts: list[Frames]) -> Frames:
         """Return the frames of all `parts` in order; at least one part is needed."""
-        return Frames(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Frames)})
+        return Frames.gather(parts, [slice(None)] * len(parts))
+
+    @staticmethod
+    def gather(parts: list[Frames], rows: Sequence[np.ndarray | slice]) -> Frames:
+        """Return the given rows of each part in order, one array at a time: the parts are not copied as a whole."""
+        return Frames(
+            **{
+                f.name: np.concatenate([getattr(part, f.name)[own] for part, own in zip(parts, rows, strict=True)])
+                for f in fields(Frames)
+            }
+        )
 
     def save(self, path: Path) -> None:
         """Write the frames to `path` (.npz), atomically: a reader sees the old file or the new one."""

@@ -232,7 +232,7 @@ def _pool(
     # a sample beyond the cutoff of every window tells nothing of any
     used = (weight > 0) & (np.asarray(terms.sum(axis=1)).ravel() > 0)
     ends = np.cumsum([len(part) for part in parts])[:-1]
-    frames = Frames.concatenate([part[rows] for part, rows in zip(parts, np.split(used, ends), strict=True)])
+    frames = Frames.gather(parts, np.split(used, ends))
     weight, replica, terms = weight[used], replica[used], terms[used]
     kept, columns = np.unique(columns[used], return_inverse=True)
     windows, terms = windows[kept], terms[:, kept]

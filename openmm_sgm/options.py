@@ -39,12 +39,12 @@ class SamplerOptions:
 
     explore_height: float = 40.0
     surface_height: float = 25.0
-    outside_share: float = 0.25
+    outside_share: float = 0.5
     first_steps: int = 500
     pull_steps: int = 100
     equilibration_steps: int = 60
     exploration_steps: int = 100
-    md_share: float = 0.1
+    md_share: float = 0.15
     md_steps: int = 40
     frame_interval: int = 20
     exploration_training_steps: int = 400
