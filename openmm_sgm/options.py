@@ -44,7 +44,7 @@ class SamplerOptions:
     pull_steps: int = 100
     equilibration_steps: int = 60
     exploration_steps: int = 100
-    md_share: float = 0.15
+    md_share: float = 0.3
     md_steps: int = 40
     frame_interval: int = 20
     exploration_training_steps: int = 400

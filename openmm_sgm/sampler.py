@@ -174,6 +174,7 @@ class ScoreSampler:
     def _round(self, target_error: float | None) -> None:
         """Explore, train, generate and inject, simulate; each round generates twice as much as the one before."""
         campaign, o = self._begun(), self.options
+        self._estimates.clear()  # it holds as many configurations as the campaign: not while there is training to do
         plan = campaign.plan
         if not plan.explored:
             before = campaign.cost.total
@@ -189,8 +190,9 @@ class ScoreSampler:
                 self._tell()
         windows, shares = campaign.active_windows()
         now = (plan.end - campaign.cost.total) / (2**plan.rounds - 1)
-        md = min(len(windows), int(o.md_share * now) // (o.md_steps + o.md_steps // o.frame_interval + 2))
-        counts = np.floor(shares * (1 - o.md_share) * now).astype(np.int64)
+        visit = o.md_steps + o.md_steps // o.frame_interval + 2
+        md = min(len(windows), int(o.md_share * now) // visit)
+        counts = np.floor(shares * (now - md * visit)).astype(np.int64)
         if counts.min() < 1:
             self.progress("the budget is spent before another round")
             plan.rounds = 0
