@@ -109,6 +109,7 @@ class Campaign:
     chain : frames of the windows' own simulations, burn-in included, in time order
     trials : generated frames by which windows were opened in the exploration; for training, not for estimators
     rounds : generated frames, one `Draws` a round
+    burn_in, learnt_from : frames of the chain and rounds that are in no estimate, see `leave_out_what_was`
     free_energies : float64, shape (n_windows,), kT; NaN where not known
     plan : what is left to do
     target : the campaign at the temperature of interest: this one, or the one that this is a hotter level of
@@ -154,6 +155,7 @@ class Campaign:
         self.chain: list[Frames] = []
         self.trials: list[Draws] = []
         self.rounds: list[Draws] = []
+        self.burn_in, self.learnt_from = 0, 0
         self.free_energies = np.full(len(self.grid.centers), np.nan)
         self.plan = Plan(0, 0, 0)
         self.round = 0
@@ -346,7 +348,8 @@ class Campaign:
         """Return the frames to train on and their weights; generated frames count by their effective number."""
         own = [np.isin(part.source, (BURN_IN, MD)) for part in self.chain]
         weights = [np.ones(int(rows.sum())) for rows in own]
-        weights += [self.trial_weights().effective, self.draw_weights().effective]
+        weights.append(self.trial_weights().effective)
+        weights += [Weights([draws], len(self.grid.centers)).effective for draws in self.rounds]
         drawn = [draws.frames for draws in (*self.trials, *self.rounds)]
         frames = Frames.gather([*self.chain, *drawn], [*own, *([slice(None)] * len(drawn))])
         return LevelFrames(frames, np.concatenate(weights), self.free_energies, self.molecule, self.grid, rows)
@@ -523,7 +526,7 @@ class Campaign:
             counts |= (part.source == INJECTED) & ~draws.trusted[part.windows]
             used.append((part.windows[counts], part.cvs[counts]))
             weights.append(np.ones(int(counts.sum())))
-        for kind, drawn, wanted in ((self.trials, trials, ~settled), (self.rounds, draws, draws.trusted)):
+        for kind, drawn, wanted in ((self.trials, trials, ~settled), (self.counted, draws, draws.trusted)):
             for generated in kind:
                 rows = wanted[generated.frames.windows]
                 used.append((generated.frames.windows[rows], generated.frames.cvs[rows]))
@@ -539,16 +542,34 @@ class Campaign:
         self.free_energies[windows] = f
 
     def draw_weights(self) -> Weights:
-        """Return the importance weights of all rounds' draws."""
-        return Weights(self.rounds, len(self.grid.centers))
+        """Return the importance weights of the draws of all rounds that count."""
+        return Weights(self.counted, len(self.grid.centers))
 
     def trial_weights(self) -> Weights:
         """Return the importance weights of the trials by which windows were opened."""
         return Weights(self.trials, len(self.grid.centers))
 
     def chain_of(self, *sources: int) -> Frames:
-        """Return the chain's frames of these sources, in time order."""
-        return Frames.gather(self.chain, [np.isin(part.source, sources) for part in self.chain])
+        """Return the chain's frames of these sources after burn-in, in time order."""
+        ends = np.cumsum([0, *(len(part) for part in self.chain)])
+        late = [
+            np.arange(start, start + len(part)) >= self.burn_in for start, part in zip(ends, self.chain, strict=False)
+        ]
+        rows = [np.isin(part.source, sources) & after for part, after in zip(self.chain, late, strict=True)]
+        return Frames.gather(self.chain, rows)
+
+    def leave_out_what_was(self) -> None:
+        """Take what has been simulated and drawn so far out of all estimates: it has trained the next generator.
+
+        Called once, after the first round. Its generator knows the windows from a few frames, and the heavy tail of its
+        weights would outlive many good draws; that it is left out is decided beforehand, not by what it gave.
+        """
+        self.burn_in, self.learnt_from = sum(len(part) for part in self.chain), len(self.rounds)
+
+    @property
+    def counted(self) -> list[Draws]:
+        """The rounds whose draws estimates are made of."""
+        return self.rounds[self.learnt_from :]
 
     def active_windows(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the sound windows below the explored height, int64, and their shares of what is generated."""

@@ -138,7 +138,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     micro, micro_error = draws.free_energies()
     difference, rmse = consistency(micro, macro, kt, sampler.options.surface_height)
     chain = campaign.chain_of(MD)
-    energy = simulated_minus_generated(chain, campaign.rounds, draws)
+    energy = simulated_minus_generated(chain, campaign.counted, draws)
     asked = np.isfinite(campaign.acceptance)
     too_high, unaffordable = unreached(campaign)
     result = {
@@ -368,6 +368,8 @@ def _save_level(folder: Path, campaign: Campaign, number: int) -> dict[str, Any]
         "origins": [w.started_from for w in walkers],
         "failures": [w.failure for w in walkers],
         "n_rounds": len(campaign.rounds),
+        "burn_in": campaign.burn_in,
+        "learnt_from": campaign.learnt_from,
     }
 
 
@@ -390,6 +392,7 @@ def _load_level(folder: Path, campaign: Campaign, number: int, content: dict[str
         drawn = arrays["drawn"]
         campaign.trials = [Draws(trials, arrays["tried"])] if len(trials) else []
     campaign.rounds = [Draws(Frames.load(folder / f"draws-{k}.npz"), drawn[k]) for k in range(content["n_rounds"])]
+    campaign.burn_in, campaign.learnt_from = content["burn_in"], content["learnt_from"]
     old = campaign.seed
     campaign.seed = np.random.SeedSequence(old.entropy, spawn_key=old.spawn_key, n_children_spawned=content["seeds"])
 

@@ -198,6 +198,8 @@ class ScoreSampler:
             plan.rounds = 0
             self._tell()
             return
+        if campaign.round == 1:
+            campaign.leave_out_what_was()
         campaign.round += 1
         most = o.training.steps * min(1.0, (plan.end / FULL_TRAINING) ** 0.5)
         campaign.train(max(o.exploration_training_steps, round(most)))
@@ -299,7 +301,7 @@ class ScoreSampler:
             edges = [np.linspace(cv.minimum, cv.maximum, n + 1) for cv, n in zip(self.molecule.cvs, shape, strict=True)]  # type: ignore[arg-type]
             names, units = [cv.name for cv in self.molecule.cvs], [cv.unit for cv in self.molecule.cvs]
             chain: Frames | None
-            draws: list[Draws] = campaign.rounds
+            draws: list[Draws] = campaign.counted
             mbar = None
             if not campaign.rounds:
                 if method == "generator":
