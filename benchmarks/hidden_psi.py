@@ -47,7 +47,7 @@ def from_weights(estimate: Estimate, grid: WindowGrid, inside: np.ndarray) -> di
     """Return shares by window from all weighted configurations, each reweighted to the window."""
     found = {}
     for window in np.flatnonzero(np.isfinite(estimate.free_energies)):
-        log_w = estimate.log_weights - grid.reduced_bias(estimate.frames.cvs, grid.centers[window])
+        log_w = estimate.log_weights - grid.reduced_bias(estimate.samples.column("cvs"), grid.centers[window])
         w = np.exp(log_w - log_w.max())
         share = float(w @ inside / w.sum())
         variance = float((w**2 * (inside - share) ** 2).sum() / w.sum() ** 2)
@@ -81,7 +81,7 @@ def main(seeds: int = 3, rivals: int = 1_000_000, ours: int = 1_000_000) -> None
                 estimate, campaign = sampler.estimate(), sampler.campaign
                 assert campaign is not None
                 spent = campaign.cost.total
-                shares = from_weights(estimate, campaign.grid, positive(molecule, estimate.frames.positions))
+                shares = from_weights(estimate, campaign.grid, positive(molecule, estimate.samples.take().positions))
             else:
                 run = umbrella if method == "umbrella" else replica_exchange
                 with make_executor(0) as executor:

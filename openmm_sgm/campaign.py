@@ -14,7 +14,7 @@ import torch
 
 from .cvs import Torsion
 from .executors import SerialExecutor, one_thread
-from .frames import BURN_IN, GENERATED, INJECTED, MD, SEED, Frames
+from .frames import BURN_IN, GENERATED, INJECTED, MD, SEED, Frames, Selection
 from .generator import Generator, generate, log_densities
 from .importance import Draws, Weights, effective_sample_size
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
@@ -351,7 +351,7 @@ class Campaign:
         weights.append(self.trial_weights().effective)
         weights += [Weights([draws], len(self.grid.centers)).effective for draws in self.rounds]
         drawn = [draws.frames for draws in (*self.trials, *self.rounds)]
-        frames = Frames.gather([*self.chain, *drawn], [*own, *([slice(None)] * len(drawn))])
+        frames = Selection.of([*self.chain, *drawn], [*own, *(np.arange(len(part)) for part in drawn)])
         return LevelFrames(frames, np.concatenate(weights), self.free_energies, self.molecule, self.grid, rows)
 
     def refine_ode_steps(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["BURN_IN", "GENERATED", "INJECTED", "MD", "SEED", "Frames", "rows_by_window"]
+__all__ = ["BURN_IN", "GENERATED", "INJECTED", "MD", "SEED", "Frames", "Selection", "rows_by_window"]
 
 BURN_IN = 0
 """Provenance: molecular dynamics before the window is known to be in equilibrium; for training, not for estimators."""
@@ -132,6 +132,53 @@ class Frames:
         """Read frames written by `save`; nothing in the file is executed."""
         with np.load(path, allow_pickle=False) as archive:
             return Frames(**{field.name: archive[field.name] for field in fields(Frames)})
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Frames of several parts taken as one, none of them copied before `take`: positions and forces are large.
+
+    Attributes
+    ----------
+    parts : one or more
+    rows : int64, shape (n,); which frames, counted through all parts
+    """
+
+    parts: list[Frames]
+    rows: np.ndarray
+
+    @staticmethod
+    def of(parts: list[Frames], rows: Sequence[np.ndarray] | None = None) -> Selection:
+        """Select the given rows (masks or indices) of each part, or all."""
+        starts = np.cumsum([0, *(len(part) for part in parts)])[:-1]
+        if rows is None:
+            return Selection(parts, np.arange(sum(len(part) for part in parts)))
+        own = [start + np.arange(len(part))[r] for start, part, r in zip(starts, parts, rows, strict=True)]
+        return Selection(parts, np.concatenate(own))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: np.ndarray | slice) -> Selection:
+        return Selection(self.parts, self.rows[index])
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one attribute of the selected frames."""
+        return np.asarray(np.concatenate([getattr(part, name) for part in self.parts])[self.rows])
+
+    def take(self, index: np.ndarray | slice = slice(None)) -> Frames:
+        """Return the selected frames, or some of them, in their order."""
+        rows = self.rows[index]
+        ends = np.cumsum([len(part) for part in self.parts])
+        part_of = np.searchsorted(ends, rows, side="right")
+        order = np.argsort(part_of, kind="stable")
+        pieces = np.split(rows[order], np.searchsorted(part_of[order], np.arange(1, len(self.parts))))
+        starts = ends - [len(part) for part in self.parts]
+        local = [piece - start for piece, start in zip(pieces, starts, strict=True)]
+        back = np.empty(len(rows), dtype=np.int64)
+        back[order] = np.arange(len(rows))
+        frames = Frames.gather(self.parts, local)
+        return frames if np.array_equal(back, np.arange(len(rows))) else frames[back]
 
 
 def rows_by_window(windows: np.ndarray) -> list[np.ndarray]:

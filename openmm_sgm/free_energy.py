@@ -18,12 +18,12 @@ from typing import Literal, TypeAlias
 import numpy as np
 import scipy.sparse
 
-from .frames import INJECTED, Frames, rows_by_window
+from .frames import INJECTED, Frames, Selection, rows_by_window
 from .importance import LEAST_EFFECTIVE, Draws, Weights
 from .mbar import (
     bias_terms,
     largest_connected,
-    newton_system,
+    mbar_hessian,
     overlap_matrix,
     statistical_inefficiencies,
     weighted_mbar,
@@ -91,13 +91,13 @@ class Estimate:
     ----------
     free_energies, std_errors : float64, shape (n_windows,), kT; NaN where a window has no estimate
     surface : see `Surface`
-    frames : the samples that carry weight; log_weights : shape (n,), the weights add up to one
+    samples : those that carry weight; log_weights : shape (n,), the weights add up to one
     """
 
     free_energies: np.ndarray
     std_errors: np.ndarray
     surface: Surface
-    frames: Frames
+    samples: Selection
     log_weights: np.ndarray
 
 
@@ -111,6 +111,7 @@ def estimate(
     *,
     method: Method = "combined",
     mbar: np.ndarray | None = None,
+    start: np.ndarray | None = None,
     n_bootstrap: int = 50,
     rng: np.random.Generator,
 ) -> Estimate:
@@ -127,6 +128,7 @@ def estimate(
     rounds : draws, or nothing for method "mbar"
     mbar : free energies by `mbar_free_energies`, kT, shape (n_windows,), for method "mbar": windows that it gives none
         are left out, and MBAR starts from the others for the whole chain, each sample weighing 1 / g
+    start : free energies to start the combined estimate from, kT, shape (n_windows,), NaN where unknown
 
     Raises
     ------
@@ -155,7 +157,7 @@ def estimate(
             pool = pool.of_windows(draws.trusted)
             f, f_replicas = prior[pool.windows], replicas[:, pool.windows]
         else:
-            pool, f = _solved(pool, prior, prior_error)
+            pool, f = _solved(pool, prior, prior_error, start)
             held = prior[pool.windows]
             if np.isfinite(held).any():
                 f_replicas = _one_step(pool, f, held, prior_error[pool.windows], replicas[:, pool.windows])
@@ -165,7 +167,7 @@ def estimate(
     free_energies, std_errors = np.full((2, len(grid.centers)), np.nan)
     free_energies[pool.windows], std_errors[pool.windows] = f, f_replicas.std(axis=0, ddof=1)
     surface, log_weights = _surface(pool, f, f_replicas, grid, edges, names, units)
-    return Estimate(free_energies, std_errors, surface, pool.frames, log_weights)
+    return Estimate(free_energies, std_errors, surface, pool.samples, log_weights)
 
 
 @dataclass(frozen=True)
@@ -174,12 +176,14 @@ class _Pool:
 
     Attributes
     ----------
+    samples : n of them; cvs : theirs, shape (n, n_cvs)
     columns : int64, shape (n,); index into `windows`, of the window that each sample belongs to
     terms : sparse, shape (n, K); sizes : shape (K,); replicas : float32, shape (n, B), resampled weights
     draw_counts : float32, shape (n_draws, B), resampled counts of all draws
     """
 
-    frames: Frames
+    samples: Selection
+    cvs: np.ndarray
     columns: np.ndarray
     weights: np.ndarray
     windows: np.ndarray
@@ -194,7 +198,8 @@ class _Pool:
         rows = keep[self.columns]
         renumber = np.cumsum(keep) - 1
         return _Pool(
-            self.frames[rows],
+            self.samples[rows],
+            self.cvs[rows],
             renumber[self.columns[rows]],
             self.weights[rows],
             self.windows[keep],
@@ -228,11 +233,12 @@ def _pool(
     replicas.append(own.astype(np.float32)[:, None] * draw_counts)
     weight, replica = np.concatenate(weights), np.concatenate(replicas)
     windows, columns = np.unique(np.concatenate([part.windows for part in parts]), return_inverse=True)
-    terms = bias_terms(np.concatenate([part.cvs for part in parts]), grid, windows)
+    samples = Selection.of(parts)
+    cvs = samples.column("cvs")
+    terms = bias_terms(cvs, grid, windows)
     # a sample beyond the cutoff of every window tells nothing of any
     used = (weight > 0) & (np.asarray(terms.sum(axis=1)).ravel() > 0)
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    frames = Frames.gather(parts, np.split(used, ends))
+    samples, cvs = samples[used], cvs[used]
     weight, replica, terms = weight[used], replica[used], terms[used]
     kept, columns = np.unique(columns[used], return_inverse=True)
     windows, terms = windows[kept], terms[:, kept]
@@ -240,16 +246,20 @@ def _pool(
     # a replica keeps each window's size: it is the law within the window that is resampled
     for rows in rows_by_window(columns):
         replica[rows] *= sizes[columns[rows[0]]] / np.maximum(replica[rows].sum(axis=0), 1e-12)
-    return _Pool(frames, columns, weight, windows, terms, sizes, replica, draw_counts)
+    return _Pool(samples, cvs, columns, weight, windows, terms, sizes, replica, draw_counts)
 
 
-def _solved(pool: _Pool, prior: np.ndarray, prior_error: np.ndarray) -> tuple[_Pool, np.ndarray]:
+def _solved(
+    pool: _Pool, prior: np.ndarray, prior_error: np.ndarray, guess: np.ndarray | None
+) -> tuple[_Pool, np.ndarray]:
     """Return MBAR's free energies held by the prior, and the pool of the windows that they are defined for: those that
     overlap with each other or have a free energy of their own."""
     while True:
         held, held_error = prior[pool.windows], prior_error[pool.windows]
         known = np.isfinite(held)
         start = np.where(known, held, held[known].mean() if known.any() else 0.0)
+        if guess is not None and np.isfinite(guess[pool.windows]).all():
+            start = guess[pool.windows]
         anchors = (held, held_error) if known.any() else (None, None)
         f = weighted_mbar(pool.terms, pool.weights, pool.sizes, start, *anchors)
         overlap = overlap_matrix(pool.terms, f, pool.sizes, pool.weights)
@@ -291,7 +301,7 @@ def _one_step(
     prior_replicas: np.ndarray | None,
 ) -> np.ndarray:
     """Return replicas of MBAR's solution, shape (B, K): one Newton step from f with each replica's weights."""
-    _, hessian = newton_system(pool.terms, pool.weights, pool.sizes, f, prior, prior_error)
+    hessian = mbar_hessian(pool.terms, pool.weights, pool.sizes, f, prior_error)
     gradients = pool.sizes[:, None] - window_shares(pool.terms, pool.sizes, f).T @ pool.replicas
     if prior is not None and prior_error is not None and prior_replicas is not None:
         known = np.isfinite(prior)
@@ -315,9 +325,7 @@ def _surface(
     kt = thermal_energy(grid.temperature_k)
     shape = tuple(len(edge) - 1 for edge in edges)
     log_mixture = np.log(pool.terms @ (pool.sizes * np.exp(f - f.max()))) + f.max()
-    cells = [
-        np.searchsorted(edge, values, side="right") - 1 for edge, values in zip(edges, pool.frames.cvs.T, strict=True)
-    ]
+    cells = [np.searchsorted(edge, values, side="right") - 1 for edge, values in zip(edges, pool.cvs.T, strict=True)]
     inside = np.all([(c >= 0) & (c < n) for c, n in zip(cells, shape, strict=True)], axis=0)
     flat = np.ravel_multi_index(tuple(np.clip(c, 0, n - 1) for c, n in zip(cells, shape, strict=True)), shape)
     n_bins = int(np.prod(shape))

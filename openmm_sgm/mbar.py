@@ -18,7 +18,8 @@ __all__ = [
     "bias_terms",
     "largest_connected",
     "mbar_free_energies",
-    "newton_system",
+    "mbar_gradient",
+    "mbar_hessian",
     "overlap_matrix",
     "settled_from",
     "statistical_inefficiencies",
@@ -28,6 +29,9 @@ __all__ = [
 
 BIAS_CUTOFF = 30.0
 """Reduced bias (kT) above which a sample says nothing of a window: exp(−30) is 1e-13."""
+ROWS = 512
+CHORD_KT = 0.3
+"""After a step shorter than this the Hessian, nearly all of the cost, is kept for the next."""
 OVERLAP_THRESHOLD = 0.03
 """Two windows are connected when this share of one's samples could be the other's (Klimovich et al. 2015, sec. 4.2)."""
 
@@ -120,7 +124,8 @@ def weighted_mbar(
 
     Maximises Σ_k N_k f_k − Σ_i ω_i log Σ_k N_k exp(f_k − b_ik) (Shirts & Chodera 2008, equation C1, with a weight for
     each sample; pymbar knows none) − Σ_k (f_k − m_k − a)²/2s_k², the constant a free. The function is concave; Newton
-    steps are taken, none longer than 3 kT, until the last is below 1e-7 kT.
+    steps are taken, none longer than 3 kT, until the last is below 1e-7 kT. Near the solution the Hessian is kept (the
+    chord method) as long as each step is less than half of the one before.
 
     Parameters
     ----------
@@ -129,47 +134,90 @@ def weighted_mbar(
     prior, prior_error : shape (K,), m and s; NaN where there is none
     """
     f = np.zeros(len(sizes)) if start is None else start - np.mean(start)
+    inverse, before = None, np.inf
     for _ in range(500):
-        gradient, hessian = newton_system(terms, weights, sizes, f, prior, prior_error)
-        step = np.linalg.lstsq(hessian, gradient, rcond=1e-12)[0]
+        gradient = mbar_gradient(terms, weights, sizes, f, prior, prior_error)
+        if inverse is None or before > CHORD_KT:
+            inverse = np.linalg.pinv(mbar_hessian(terms, weights, sizes, f, prior_error), rcond=1e-12, hermitian=True)
+        step = inverse @ gradient
         step -= step.mean()
-        step *= min(1.0, 3.0 / max(np.abs(step).max(), 1e-300))
+        largest = np.abs(step).max()
+        step *= min(1.0, 3.0 / max(largest, 1e-300))
         f = f + step
-        if np.abs(step).max() < 1e-7:
+        if largest < 1e-7:
             break
+        before = largest if largest < 0.5 * before else np.inf  # too slow: the Hessian is renewed
     else:
         warnings.warn("MBAR did not converge: the last step changed a free energy by more than 1e-7 kT", stacklevel=2)
     return f
 
 
-def newton_system(
+def mbar_gradient(
     terms: scipy.sparse.csr_matrix,
     weights: np.ndarray,
     sizes: np.ndarray,
     f: np.ndarray,
     prior: np.ndarray | None,
     prior_error: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the gradient of the objective and minus its Hessian at f."""
-    shares = window_shares(terms, sizes, f)
-    weighted = shares.multiply(weights[:, None]).tocsr()
-    column_sums = np.asarray(weighted.sum(axis=0)).ravel()
-    gradient = sizes - column_sums
-    hessian = np.diag(column_sums) - (weighted.T @ shares).toarray()
+) -> np.ndarray:
+    """Return the gradient of the objective of `weighted_mbar` at f."""
+    scale = sizes * np.exp(f - f.max())
+    gradient = sizes - scale * (terms.T @ (weights * _inverse(terms @ scale)))
     if prior is not None and prior_error is not None:
-        precision = np.where(np.isfinite(prior), 1 / np.where(np.isfinite(prior), prior_error, 1.0) ** 2, 0.0)
+        precision = _precision(prior_error)
         residual = f - np.nan_to_num(prior)
-        constant = (precision * residual).sum() / precision.sum()
-        gradient = gradient - precision * (residual - constant)
+        gradient = gradient - precision * (residual - (precision * residual).sum() / precision.sum())
+    return np.asarray(gradient)
+
+
+def mbar_hessian(
+    terms: scipy.sparse.csr_matrix,
+    weights: np.ndarray,
+    sizes: np.ndarray,
+    f: np.ndarray,
+    prior_error: np.ndarray | None,
+) -> np.ndarray:
+    """Return minus the Hessian of the objective of `weighted_mbar` at f."""
+    shares = window_shares(terms, sizes, f)
+    hessian = np.diag(shares.T @ weights) - _weighted_gram(shares, weights)
+    if prior_error is not None:
+        precision = _precision(prior_error)
         hessian = hessian + np.diag(precision) - np.outer(precision, precision) / precision.sum()
-    return gradient, hessian
+    return hessian
+
+
+def _weighted_gram(shares: scipy.sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
+    """Return Sᵀ diag(w) S, dense. A few hundred rows at a time and the columns that they have: as samples come mostly
+    in the order of their windows these are few, and dense products are several times as fast as sparse ones."""
+    gram = np.zeros((shares.shape[1], shares.shape[1]))
+    for start in range(0, shares.shape[0], ROWS):
+        part = shares[start : start + ROWS]
+        present = np.zeros(shares.shape[1], dtype=bool)
+        present[part.indices] = True
+        columns, index = np.flatnonzero(present), (np.cumsum(present) - 1)[part.indices]
+        dense = scipy.sparse.csr_matrix((part.data, index, part.indptr), shape=(part.shape[0], len(columns))).toarray()
+        gram[np.ix_(columns, columns)] += (dense * weights[start : start + ROWS, None]).T @ dense
+    return gram
+
+
+def _precision(error: np.ndarray) -> np.ndarray:
+    known = np.isfinite(error)
+    return np.where(known, 1 / np.where(known, error, 1.0) ** 2, 0.0)
+
+
+def _inverse(values: np.ndarray) -> np.ndarray:
+    return np.divide(1, values, out=np.zeros_like(values), where=values > 0)
+
+
+def _by_row(matrix: scipy.sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
+    return np.repeat(values, np.diff(matrix.indptr))
 
 
 def window_shares(terms: scipy.sparse.csr_matrix, sizes: np.ndarray, f: np.ndarray) -> scipy.sparse.csr_matrix:
     """Return N_k exp(f_k − b_ik) / Σ_l N_l exp(f_l − b_il), rows of sum one, or of zero for a sample far from all."""
-    scaled = terms.multiply((sizes * np.exp(f - f.max()))[None, :]).tocsr()
-    total = np.asarray(scaled.sum(axis=1))
-    return scaled.multiply(np.divide(1, total, out=np.zeros_like(total), where=total > 0)).tocsr()
+    scale = sizes * np.exp(f - f.max())
+    data = terms.data * scale[terms.indices] * _by_row(terms, _inverse(terms @ scale))
+    return scipy.sparse.csr_matrix((data, terms.indices, terms.indptr), shape=terms.shape)
 
 
 def bias_terms(cvs: np.ndarray, grid: WindowGrid, windows: np.ndarray) -> scipy.sparse.csr_matrix:
@@ -186,8 +234,7 @@ def overlap_matrix(terms: scipy.sparse.csr_matrix, f: np.ndarray, sizes: np.ndar
 
     O_kl = N_l ∫ p_k p_l / Σ_m N_m p_m, estimated over all samples (Klimovich et al. 2015, equation 17).
     """
-    shares = window_shares(terms, sizes, f)
-    return np.asarray((shares.T @ shares.multiply(weights[:, None]).tocsr()).toarray() / sizes[:, None])
+    return _weighted_gram(window_shares(terms, sizes, f), weights) / sizes[:, None]
 
 
 def largest_connected(overlap: np.ndarray, sizes: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .networks import NetworkOptions
 from .training import TrainingOptions
@@ -30,7 +31,9 @@ class SamplerOptions:
     ladder : temperatures in K, ascending and above the target's, at which the windows are simulated as well, to find
         states behind barriers that no CV crosses; empty for none
     ladder_share : of the budget, for MD at the highest of them
-    rounds : of training, generation, injection and simulation; each generates twice as much as the one before
+    explore_by : "trial", windows are opened by generated configurations wherever these can be trusted, or "pulling",
+        always from a neighbour, without a generator: several times the force evaluations and hardly any time
+    rounds : of training, generation, injection and simulation; each generates `growth` times as much as the one before
     trial : configurations drawn to see whether the generator can be trusted with a new window
     trial_ess : effective number of them from which it is
     ode_steps : Runge–Kutta steps at first; refined until the measured error of log q is below `density_error`
@@ -51,7 +54,9 @@ class SamplerOptions:
     explore_share: float = 0.5
     ladder: tuple[float, ...] = ()
     ladder_share: float = 0.3
+    explore_by: Literal["trial", "pulling"] = "trial"
     rounds: int = 3
+    growth: float = 3.0
     trial: int = 16
     trial_ess: float = 2.0
     ode_steps: int = 8
@@ -71,6 +76,10 @@ class SamplerOptions:
         for name in ("first_steps", "pull_steps", "exploration_training_steps", "rounds", "trial", "ode_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.explore_by not in ("trial", "pulling"):
+            raise ValueError(f"explore_by must be 'trial' or 'pulling', got {self.explore_by!r}")
+        if not self.growth >= 1:
+            raise ValueError(f"growth must be 1 or more, got {self.growth}")
         if not 0 < self.surface_height <= self.explore_height:
             raise ValueError(
                 "surface_height must be above 0 and at most explore_height, "

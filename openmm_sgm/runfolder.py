@@ -232,11 +232,11 @@ def _hidden_states(campaign: Campaign) -> list[str]:
 
 def _write_samples(folder: Path, sampler: ScoreSampler) -> None:
     estimate, molecule = sampler.estimate(), sampler.molecule
-    rng = np.random.default_rng(np.random.SeedSequence([sampler.seed, len(estimate.frames)]))
-    rows = np.arange(len(estimate.frames))
+    rng = np.random.default_rng(np.random.SeedSequence([sampler.seed, len(estimate.samples)]))
+    rows = np.arange(len(estimate.samples))
     if len(rows) > MOST_SAMPLES:
         rows = np.sort(rng.choice(rows, MOST_SAMPLES, replace=False))
-    frames, log_weights = estimate.frames[rows], estimate.log_weights[rows]
+    frames, log_weights = estimate.samples.take(rows), estimate.log_weights[rows]
     log_weights = log_weights - np.logaddexp.reduce(log_weights)
     trajectory = molecule.trajectory(_superposed(frames.positions, molecule.positions))
     trajectory.save_dcd(str(folder / "samples.dcd"))

@@ -172,7 +172,7 @@ class ScoreSampler:
         return target
 
     def _round(self, target_error: float | None) -> None:
-        """Explore, train, generate and inject, simulate; each round generates twice as much as the one before."""
+        """Explore, train, generate and inject, simulate; each round generates more than the one before."""
         campaign, o = self._begun(), self.options
         self._estimates.clear()  # it holds as many configurations as the campaign: not while there is training to do
         plan = campaign.plan
@@ -182,14 +182,14 @@ class ScoreSampler:
                 explore_ladder(campaign, plan.explore, int(o.ladder_share * (plan.end - before)))
             left = plan.explore - (campaign.cost.total - before)
             if left > 0:
-                explore(campaign, left)
+                explore(campaign, left, generate=o.explore_by == "trial")
             plan.explore -= campaign.cost.total - before
             plan.explored = True
             if plan.rounds == o.rounds:
                 self._note("exploration")
                 self._tell()
         windows, shares = campaign.active_windows()
-        now = (plan.end - campaign.cost.total) / (2**plan.rounds - 1)
+        now = (plan.end - campaign.cost.total) / sum(o.growth**k for k in range(plan.rounds))
         visit = o.md_steps + o.md_steps // o.frame_interval + 2
         md = min(len(windows), int(o.md_share * now) // visit)
         counts = np.floor(shares * (now - md * visit)).astype(np.int64)
@@ -315,7 +315,7 @@ class ScoreSampler:
                 chain = campaign.chain_of(MD, INJECTED) if method == "combined" else None
             self._estimates[key] = estimate(
                 chain, draws, campaign.grid, edges, names, units,
-                method=method, mbar=mbar, n_bootstrap=n_bootstrap, rng=rng,
+                method=method, mbar=mbar, start=campaign.free_energies, n_bootstrap=n_bootstrap, rng=rng,
             )  # fmt: skip
         return self._estimates[key]
 

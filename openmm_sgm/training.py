@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .diffusion import SIGMA_MAX, SIGMA_MIN, ScoreModel, training_loss
-from .frames import Frames
+from .frames import Selection
 from .generator import Generator
 from .networks import NetworkOptions, ScoreNetwork
 from .representation import Representation, fit_representation
@@ -87,7 +87,7 @@ class LevelFrames:
     molecule, grid : at that temperature; rows : size of the training set to draw from it
     """
 
-    frames: Frames
+    frames: Selection
     weights: np.ndarray
     free_energies: np.ndarray
     molecule: MolecularSystem
@@ -123,7 +123,7 @@ def build_training_set(
     levels : frames of each temperature; one without a ladder
     """
     chosen, points = zip(*(_draw_rows(level, rng) for level in levels), strict=True)
-    drawn = [level.frames[rows] for level, rows in zip(levels, chosen, strict=True)]
+    drawn = [level.frames.take(rows) for level, rows in zip(levels, chosen, strict=True)]
     positions = np.concatenate([frames.positions for frames in drawn])
     forces = np.concatenate([frames.forces for frames in drawn])
     positions, forces = permuted([positions, forces], rotors, rng)
@@ -164,7 +164,8 @@ def _draw_rows(level: LevelFrames, rng: np.random.Generator) -> tuple[np.ndarray
     """Return rows of the level's frames, int64, shape (rows,), and a label for each, shape (rows, n_cvs)."""
     frames, grid, free_energies = level.frames, level.grid, level.free_energies
     known = np.flatnonzero(np.isfinite(free_energies))
-    size = np.bincount(frames.windows, level.weights, minlength=len(free_energies))
+    cvs = frames.column("cvs")
+    size = np.bincount(frames.column("windows"), level.weights, minlength=len(free_energies))
 
     def terms(cvs: np.ndarray) -> np.ndarray:
         """Return exp(f_k − bias_k) up to a factor common to all k, shape (n, n_known)."""
@@ -174,13 +175,13 @@ def _draw_rows(level: LevelFrames, rng: np.random.Generator) -> tuple[np.ndarray
     share = np.empty(len(frames))
     for start in range(0, len(frames), CHUNK):
         some = slice(start, start + CHUNK)
-        here = terms(frames.cvs[some])
+        here = terms(cvs[some])
         share[some] = level.weights[some] * here.sum(axis=1) / (here @ np.maximum(size[known], 1e-12))
     chosen = rng.choice(len(frames), size=level.rows, p=share / share.sum())
     picks = np.empty(level.rows, dtype=np.int64)
     for start in range(0, level.rows, CHUNK):
         some = slice(start, start + CHUNK)
-        cumulative = np.cumsum(terms(frames.cvs[chosen[some]]), axis=1)
+        cumulative = np.cumsum(terms(cvs[chosen[some]]), axis=1)
         picks[some] = (cumulative < rng.random(len(cumulative))[:, None] * cumulative[:, -1:]).sum(axis=1)
     return chosen, grid.centers[known][np.minimum(picks, len(known) - 1)]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openmm_sgm.frames import BURN_IN, GENERATED, INJECTED, MD, Frames, rows_by_window
+from openmm_sgm.frames import BURN_IN, GENERATED, INJECTED, MD, Frames, Selection, rows_by_window
 
 FIELDS = tuple(field.name for field in fields(Frames))
 N, ATOMS, CVS = 7, 3, 2
@@ -297,3 +297,17 @@ def test_rows_by_window_is_a_partition() -> None:
     for r in rows:
         assert len(set(windows[r].tolist())) == 1
         assert (np.diff(r) > 0).all(), "each window's samples keep their order"
+
+
+def test_a_selection_is_what_gathering_and_indexing_give() -> None:
+    rng = np.random.default_rng(3)
+    parts = [Frames(**arrays(n, seed=n)) for n in (4, 0, 7, 2)]
+    masks = [rng.random(len(part)) < 0.7 for part in parts]
+    chosen = Selection.of(parts, masks)
+    kept = Frames.gather(parts, masks)
+    assert len(chosen) == len(kept)
+    np.testing.assert_array_equal(chosen.column("energies"), kept.energies)
+    index = rng.integers(len(kept), size=20)
+    assert_identical(chosen.take(index), kept[index])
+    assert_identical(chosen[index][3:9].take(), kept[index][3:9])
+    assert_identical(Selection.of(parts).take(), Frames.concatenate(parts))

@@ -53,7 +53,7 @@ def test_surface_and_windows_match_the_closed_form(method: Method) -> None:
     z = (aligned(result.free_energies) - aligned(EXACT)) / result.std_errors
     assert np.abs(z).max() < 4
     assert np.logaddexp.reduce(result.log_weights) == pytest.approx(0, abs=1e-9)
-    x = result.frames.cvs[:, 0]
+    x = result.samples.take().cvs[:, 0]
     variance = (np.exp(result.log_weights) * x**2).sum()
     assert variance == pytest.approx(KT / STIFFNESS, rel=0.25)  # the weights are those of the unbiased well
 
@@ -104,9 +104,9 @@ def test_a_window_s_generated_configurations_count_once() -> None:
     part = distrusted(rng, [3, 4])
     result = estimate(injected(100, rng), [part], GRID, EDGES, ["x"], [""], n_bootstrap=40, rng=rng)
     for window in range(len(CENTERS)):
-        sources = set(result.frames.source[result.frames.windows == window].tolist())
+        sources = set(result.samples.take().source[result.samples.take().windows == window].tolist())
         assert sources == ({MD, INJECTED} if window in (3, 4) else {MD, GENERATED})
-    drawn = result.frames[result.frames.source == GENERATED]
+    drawn = result.samples.take()[result.samples.take().source == GENERATED]
     assert len(np.unique(drawn.energies)) == len(drawn)
     z = (aligned(result.surface.free_energy) - aligned(exact_surface())) / result.surface.std_error
     assert np.abs(z).max() < 4
@@ -116,7 +116,7 @@ def test_without_any_weight_to_be_trusted_the_chains_remain() -> None:
     rng = np.random.default_rng(6)
     part = distrusted(rng, list(range(len(CENTERS))))
     result = estimate(injected(200, rng), [part], GRID, EDGES, ["x"], [""], n_bootstrap=40, rng=rng)
-    assert not (result.frames.source == GENERATED).any()
+    assert not (result.samples.take().source == GENERATED).any()
     z = (aligned(result.surface.free_energy) - aligned(exact_surface())) / result.surface.std_error
     assert np.abs(z).max() < 4
     with pytest.raises(SamplingError, match="trusted"):

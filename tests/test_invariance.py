@@ -26,7 +26,7 @@ from scipy import stats
 
 from openmm_sgm.engine import MDSettings
 from openmm_sgm.executors import SerialExecutor
-from openmm_sgm.frames import MD, Frames
+from openmm_sgm.frames import MD, Frames, Selection
 from openmm_sgm.generator import Generator
 from openmm_sgm.inject import log_importance, metropolis_chain
 from openmm_sgm.networks import NetworkOptions
@@ -142,7 +142,7 @@ def stage(molecule: MolecularSystem, time_step_fs: float, samples: int, seed: in
     known = np.full(len(grid.centers), np.nan)
     known[window] = 0.0
     data = build_training_set(
-        [LevelFrames(frames[:TRAINING], np.ones(TRAINING), known, molecule, grid, rows=4000)],
+        [LevelFrames(Selection.of([frames[:TRAINING]]), np.ones(TRAINING), known, molecule, grid, rows=4000)],
         z_matrix=build_z_matrix(
             molecule.n_atoms,
             molecule.bonds,

@@ -104,7 +104,7 @@ def test_hot_configurations_are_in_no_estimate(sampler: sgm.ScoreSampler) -> Non
     assert [level.molecule.temperature_k for level in campaign.hotter] == list(LADDER)
     assert all(level.chain for level in campaign.hotter)
     hot = np.concatenate([part.energies for level in campaign.hotter for part in level.chain])
-    assert not np.isin(sampler.estimate().frames.energies, hot).any()
+    assert not np.isin(sampler.estimate().samples.column("energies"), hot).any()
     assert {row.temperature_k for row in campaign.ledger.rows} >= {TEMPERATURE_K, *LADDER[:-1]}
     assert campaign.cost.total <= BUDGET
 

@@ -135,7 +135,7 @@ def test_what_enters_the_estimate(sampler: sgm.ScoreSampler) -> None:
     """No burn-in, no draw twice, no two draws alike (each has a random source of its own), no state beside its draw."""
     assert sampler.campaign is not None
     trusted = sampler.campaign.draw_weights().trusted
-    frames = sampler.estimate().frames
+    frames = sampler.estimate().samples.take()
     assert not (frames.source == BURN_IN).any()
     assert not ((frames.source == INJECTED) & trusted[frames.windows]).any()
     assert not ((frames.source == GENERATED) & ~trusted[frames.windows]).any()

@@ -10,7 +10,7 @@ import torch
 from analytic import ANGLE_CONSTANT, BOND_CONSTANT, BOND_NM, TEMPERATURE_K, triatomic
 from conftest import energy, forces, reference_context
 
-from openmm_sgm.frames import MD, Frames
+from openmm_sgm.frames import MD, Frames, Selection
 from openmm_sgm.generator import Generator
 from openmm_sgm.networks import NetworkOptions
 from openmm_sgm.system import MolecularSystem
@@ -88,7 +88,7 @@ def exact_free_energies(grid: WindowGrid) -> np.ndarray:
 def training_set(few: tuple[MolecularSystem, WindowGrid, Frames], rows: int = 2000, seed: int = 2) -> TrainingSet:
     molecule, grid, frames = few
     return build_training_set(
-        [LevelFrames(frames, np.ones(len(frames)), exact_free_energies(grid), molecule, grid, rows)],
+        [LevelFrames(Selection.of([frames]), np.ones(len(frames)), exact_free_energies(grid), molecule, grid, rows)],
         z_matrix=build_z_matrix(3, molecule.bonds, molecule.masses, molecule.constraints, [None]),
         rotors=[],
         rng=np.random.default_rng(seed),
