@@ -16,6 +16,7 @@ from .cvs import Torsion
 from .executors import SerialExecutor, one_thread
 from .frames import BURN_IN, GENERATED, INJECTED, MD, SEED, Frames, Selection
 from .generator import Generator, generate, log_densities
+from .hidden import HiddenStates, hidden_states_in_frames
 from .importance import Draws, Weights, effective_sample_size
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
 from .mbar import bias_terms, weighted_mbar
@@ -580,6 +581,15 @@ class Campaign:
         low = heights[windows] <= self.options.surface_height + 5.0
         shares = np.where(low, 1.0, self.options.outside_share)
         return windows, shares / shares.sum()
+
+    def hidden_states(self) -> HiddenStates:
+        """Compare the overlapping windows of the surface: do they agree on torsions, handedness and the energy?"""
+        heights = (self.free_energies - np.nanmin(self.free_energies)) / self.beta
+        chain = self.chain_of(MD, INJECTED)
+        chain = chain[heights[chain.windows] <= self.options.surface_height]
+        if len(np.unique(chain.windows)) < 2:
+            return HiddenStates((), np.zeros((0, 2), dtype=np.int64), ())
+        return hidden_states_in_frames(chain, self.grid, self.molecule)
 
     def describe(self, window: int) -> str:
         """Return a window's centre in words."""

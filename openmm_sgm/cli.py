@@ -74,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         help="temperatures (K) above the system's, such as 420,600,850, where states are looked for that no CV leads "
         "to; in no estimate themselves",
     )
+    run.add_argument(
+        "--quick",
+        action="store_true",
+        help="least time instead of fewest force evaluations, where these are cheap; give 300000 of them or more",
+    )
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
     run.set_defaults(function=_run)
 
@@ -133,7 +138,8 @@ def _run(options: argparse.Namespace, command: str) -> int:
         save_state(options.output, sampler)
         write_status(options.output, "running", sampler, budget, command)
 
-    chosen: dict[str, Any] = {"options": _options(options.ladder)} if options.ladder else {}
+    given = options.ladder or options.quick
+    chosen: dict[str, Any] = {"options": _options(options.ladder, options.quick)} if given else {}
     sampler = ScoreSampler(
         molecule, seed=seed, workers=options.workers, progress=show.line, on_round=after_round, **chosen
     )
@@ -206,13 +212,14 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def _options(ladder: str | None) -> SamplerOptions:
-    """Return the options for a ladder given on the command line."""
+def _options(ladder: str | None, quick: bool = False) -> SamplerOptions:
+    """Return the options for what is given on the command line."""
     from .options import SamplerOptions
     from .units import InputError
 
     try:
-        return SamplerOptions(ladder=tuple(float(t) for t in ladder.split(",")) if ladder else ())
+        temperatures = tuple(float(t) for t in ladder.split(",")) if ladder else ()
+        return SamplerOptions.quick(ladder=temperatures) if quick else SamplerOptions(ladder=temperatures)
     except ValueError as error:
         raise InputError(f"--ladder takes ascending temperatures in K, such as 420,600,850: {error}") from None
 

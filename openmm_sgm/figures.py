@@ -31,6 +31,7 @@ __all__ = [
 
 FREE_ENERGY = "free energy (kJ/mol)"
 STANDARD_ERROR = "standard error (kJ/mol)"
+UNTRUSTED = "windows disagree here: not to be trusted"
 SIMULATED, GENERATED, REWEIGHTED = "#0072b2", "#d55e00", "#009e73"  # Okabe & Ito, told apart by colour-blind eyes
 
 
@@ -72,6 +73,7 @@ class RunData:
 
 def draw_surface(run: RunData) -> Figure:
     values, errors = run.data["surface"], run.data["surface_error"]
+    doubtful = run.data.get("untrusted", np.zeros(values.shape, dtype=bool)) & np.isfinite(values)
     if values.ndim == 1:
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
@@ -79,6 +81,8 @@ def draw_surface(run: RunData) -> Figure:
         axes.plot(x, values, color=SIMULATED)
         axes.fill_between(x, values - errors, values + errors, color=SIMULATED, alpha=0.3, label="± standard error")
         axes.set(xlabel=run.axis(0), ylabel=FREE_ENERGY)
+        if doubtful.any():
+            axes.plot(x[doubtful], values[doubtful], "x", color=GENERATED, label=UNTRUSTED)
         axes.legend(frameon=False)
         return figure
     pairs = list(itertools.combinations(range(values.ndim), 2))
@@ -103,6 +107,10 @@ def draw_surface(run: RunData) -> Figure:
         if min(projected.shape) > 2 and np.isfinite(projected).any():
             levels = np.arange(0, np.nanmax(projected), contour_step(run))
             left.contour(x, y, np.ma.masked_invalid(projected).T, levels=levels, colors="white", linewidths=0.6)
+        marked = np.argwhere(doubtful.any(axis=others))
+        if len(marked):
+            left.plot(x[marked[:, 0]], y[marked[:, 1]], "x", color=GENERATED, markersize=4, label=UNTRUSTED)
+            left.legend(loc="upper right", fontsize=8)
     return figure
 
 

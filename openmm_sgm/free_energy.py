@@ -92,6 +92,7 @@ class Estimate:
     free_energies, std_errors : float64, shape (n_windows,), kT; NaN where a window has no estimate
     surface : see `Surface`
     samples : those that carry weight; log_weights : shape (n,), the weights add up to one
+    replicas : float32, shape (n, B); the weights under B resamplings of the data, see `estimate`
     """
 
     free_energies: np.ndarray
@@ -99,6 +100,27 @@ class Estimate:
     surface: Surface
     samples: Selection
     log_weights: np.ndarray
+    replicas: np.ndarray
+
+    def average(self, values: np.ndarray, log_factor: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean of a property over the unbiased ensemble, and its standard error from the resampled weights.
+
+        >>> distances = mdtraj.compute_distances(trajectory, [[0, 5]])[:, 0]  # of `estimate.samples.take().positions`
+        >>> mean, error = estimate.average(distances)
+
+        Parameters
+        ----------
+        values : of each of `samples`, shape (n,) or (n, m)
+        log_factor : shape (n,), logarithm of what the ensemble's weights are multiplied with, such as minus a bias in
+            kT; None for the unbiased ensemble
+        """
+        values = np.asarray(values, dtype=float)
+        factor = np.ones(len(values)) if log_factor is None else np.exp(log_factor - np.max(log_factor))
+        weights = np.exp(self.log_weights) * factor
+        totals = factor @ self.replicas
+        columns = values.reshape(len(values), -1)
+        replicas = ((factor[:, None] * columns).T @ self.replicas / totals).T.reshape(-1, *values.shape[1:])
+        return weights @ values / weights.sum(), replicas.std(axis=0, ddof=1)
 
 
 def estimate(
@@ -166,8 +188,8 @@ def estimate(
     f_replicas = f_replicas - f_replicas.mean(axis=1, keepdims=True) + f.mean()
     free_energies, std_errors = np.full((2, len(grid.centers)), np.nan)
     free_energies[pool.windows], std_errors[pool.windows] = f, f_replicas.std(axis=0, ddof=1)
-    surface, log_weights = _surface(pool, f, f_replicas, grid, edges, names, units)
-    return Estimate(free_energies, std_errors, surface, pool.samples, log_weights)
+    surface, log_weights, replica_weights = _surface(pool, f, f_replicas, grid, edges, names, units)
+    return Estimate(free_energies, std_errors, surface, pool.samples, log_weights, replica_weights)
 
 
 @dataclass(frozen=True)
@@ -320,8 +342,8 @@ def _surface(
     edges: Sequence[np.ndarray],
     names: Sequence[str],
     units: Sequence[str],
-) -> tuple[Surface, np.ndarray]:
-    """Return the surface with errors, and the samples' log-weights towards the unbiased ensemble."""
+) -> tuple[Surface, np.ndarray, np.ndarray]:
+    """Return the surface with errors, and the samples' log-weights and resampled weights, all adding up to one."""
     kt = thermal_energy(grid.temperature_k)
     shape = tuple(len(edge) - 1 for edge in edges)
     log_mixture = np.log(pool.terms @ (pool.sizes * np.exp(f - f.max()))) + f.max()
@@ -340,10 +362,12 @@ def _surface(
     with np.errstate(divide="ignore", invalid="ignore"):
         sampled = probability**2 / squared >= LEAST_EFFECTIVE
         free_energy = np.where(sampled, -kt * np.log(probability), np.nan)
-        replicas = []
+        replicas, replica_weights = [], np.empty_like(pool.replicas)
         for b in range(len(f_replicas)):
             mixture = pool.terms @ (pool.sizes * np.exp(f_replicas[b] - f.max()))
-            p = binned(pool.replicas[:, b] / mixture)
+            resampled = pool.replicas[:, b] / mixture
+            replica_weights[:, b] = resampled / resampled.sum()
+            p = binned(resampled)
             replicas.append(np.where(p > 0, -kt * np.log(p), np.nan))
     low = free_energy < np.min(free_energy[sampled], initial=np.inf) + 25.0
     stack = np.array(replicas)
@@ -362,7 +386,7 @@ def _surface(
         tuple(names),
         tuple(units),
     )
-    return surface, log_weights
+    return surface, log_weights, replica_weights
 
 
 def consistency(generator: np.ndarray, mbar: np.ndarray, kt: float, height: float = 25.0) -> tuple[np.ndarray, float]:

@@ -29,7 +29,7 @@ class NetworkOptions:
     """Size of a `ScoreNetwork`: width of the residual stream, of the blocks, and of the conditioning network."""
 
     width: int = 128
-    hidden: int = 256
+    hidden: int = 128
     conditioning: int = 96
 
     def to_dict(self) -> dict[str, Any]:

@@ -151,6 +151,19 @@ def score(
         yield Snapshot(budget, campaign.cost.total, seconds, surface, frames, campaign.grid, note)
 
 
+def score_quick(
+    molecule: MolecularSystem,
+    seed: int,
+    budgets: Sequence[int],
+    executor: Executor,
+    workers: int,
+    options: SamplerOptions | None = None,
+) -> Iterator[Snapshot]:
+    """`score` with the settings of `SamplerOptions.quick`; its ladder is that of `options`."""
+    quick = SamplerOptions.quick(ladder=options.ladder) if options else SamplerOptions.quick()
+    return score(molecule, seed, budgets, executor, workers, quick)
+
+
 METHODS: dict[str, Method] = {
     "umbrella": Method(
         umbrella,
@@ -183,5 +196,12 @@ METHODS: dict[str, Method] = {
     "md": Method(md, "One unbiased trajectory from the start; a histogram. One core."),
     "score": Method(
         score, "ScoreSampler with its defaults, run afresh for every budget.", nested=False, generates=True
+    ),
+    "score-quick": Method(
+        score_quick,
+        "ScoreSampler with SamplerOptions.quick(), for least time: windows opened by pulling, no training before the "
+        "first round. Budgets below 300k are too small for it.",
+        nested=False,
+        generates=True,
     ),
 }

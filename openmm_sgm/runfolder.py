@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from . import __version__
 from .campaign import Campaign, Cost, Plan, Walker
 from .explore import unreached
-from .frames import INJECTED, MD, Frames
-from .free_energy import Method, consistency, simulated_minus_generated
+from .frames import MD, Frames
+from .free_energy import Method, Surface, consistency, simulated_minus_generated
 from .generator import Generator
-from .hidden import hidden_states_in_frames
+from .hidden import HiddenStates, untrusted
 from .importance import Draws
 from .inject import Ledger
 from .sampler import ScoreSampler
@@ -141,6 +141,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     energy = simulated_minus_generated(chain, campaign.counted, draws)
     asked = np.isfinite(campaign.acceptance)
     too_high, unaffordable = unreached(campaign)
+    hidden = campaign.hidden_states()
     result = {
         "system": sampler.molecule.name,
         "force_evaluations": {
@@ -170,7 +171,9 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
             "set_aside": {campaign.describe(w): k.failure for w, k in sorted(campaign.walkers.items()) if k.failure},
             "started_from": _count(k.started_from for k in campaign.walkers.values()),
         },
-        "hidden_states": _hidden_states(campaign),
+        "hidden_states": [
+            f"{campaign.describe(d.first)} and {campaign.describe(d.second)}: {d}" for d in hidden.disagreements
+        ],
         "history": sampler.history,
         "trainings": campaign.shared.trainings,
         "command": command,
@@ -200,6 +203,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         "micro_error": micro_error * kt,
         "macro": macro * kt,
         "macro_error": macro_error * kt,
+        "untrusted": _untrusted_bins(combined, campaign, hidden),
         "difference": difference,
         "overlap": overlap,
         "acceptance": campaign.acceptance,
@@ -219,15 +223,12 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     return result
 
 
-def _hidden_states(campaign: Campaign) -> list[str]:
-    """Return where overlapping windows of the surface do not agree on a torsion, a handedness or the energy."""
-    heights = (campaign.free_energies - np.nanmin(campaign.free_energies)) / campaign.beta
-    chain = campaign.chain_of(MD, INJECTED)
-    chain = chain[heights[chain.windows] <= campaign.options.surface_height]
-    if len(np.unique(chain.windows)) < 2:
-        return []
-    found = hidden_states_in_frames(chain, campaign.grid, campaign.molecule)
-    return [f"{campaign.describe(d.first)} and {campaign.describe(d.second)}: {d}" for d in found.disagreements]
+def _untrusted_bins(surface: Surface, campaign: Campaign, hidden: HiddenStates) -> np.ndarray:
+    """Return the bins that rest on windows which disagree with others, bool, shape of the surface."""
+    points = np.stack(np.meshgrid(*surface.centers, indexing="ij"), axis=-1)
+    sampled = np.flatnonzero(np.isfinite(campaign.free_energies))
+    flat = untrusted(points.reshape(-1, points.shape[-1]), campaign.grid, sampled, hidden.flagged)
+    return flat.reshape(surface.free_energy.shape)
 
 
 def _write_samples(folder: Path, sampler: ScoreSampler) -> None:

@@ -30,6 +30,8 @@ __all__ = ["ScoreSampler"]
 
 RESEED_DRAWS = 64
 VISIT_PROPOSALS = 4
+DOUBT = 3.0
+"""Windows that disagree with their neighbours on what is hidden are drawn so many times as often in the next round."""
 FULL_TRAINING = 250_000
 """Force evaluations whose data is worth all of the training steps; of less, the share is the square root."""
 
@@ -189,6 +191,8 @@ class ScoreSampler:
                 self._note("exploration")
                 self._tell()
         windows, shares = campaign.active_windows()
+        if campaign.round:
+            shares = self._more_where_windows_disagree(windows, shares)
         now = (plan.end - campaign.cost.total) / sum(o.growth**k for k in range(plan.rounds))
         visit = o.md_steps + o.md_steps // o.frame_interval + 2
         md = min(len(windows), int(o.md_share * now) // visit)
@@ -213,6 +217,16 @@ class ScoreSampler:
             self.progress(f"the error, {error:.2f} kJ/mol, is below the target")
             plan.rounds = 0
         self._tell()
+
+    def _more_where_windows_disagree(self, windows: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """Return the windows' shares of the next draws, larger for those that do not agree with their neighbours."""
+        doubtful = np.isin(windows, self._begun().hidden_states().flagged)
+        if doubtful.any():
+            self.progress(
+                f"{doubtful.sum()} windows disagree with their neighbours and are drawn {DOUBT:g} times as often"
+            )
+        shares = shares * np.where(doubtful, DOUBT, 1.0)
+        return shares / shares.sum()
 
     def _note(self, stage: str) -> float:
         """Append to the history and tell; return the surface's RMS error."""

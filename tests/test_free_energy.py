@@ -55,6 +55,11 @@ def test_surface_and_windows_match_the_closed_form(method: Method) -> None:
     assert np.logaddexp.reduce(result.log_weights) == pytest.approx(0, abs=1e-9)
     x = result.samples.take().cvs[:, 0]
     variance = (np.exp(result.log_weights) * x**2).sum()
+    mean, error = result.average(np.stack([x, x**2], axis=1))
+    assert mean[1] == pytest.approx(variance)
+    assert np.all(np.abs(mean - [0, KT / STIFFNESS]) < 4 * error)
+    biased, error = result.average(x, -GRID.reduced_bias(result.samples.column("cvs"), GRID.centers[5]))
+    assert abs(biased - MEANS[5]) < 4 * error < 0.5 * WIDTH
     assert variance == pytest.approx(KT / STIFFNESS, rel=0.25)  # the weights are those of the unbiased well
 
 
@@ -74,13 +79,31 @@ def test_reported_errors_are_those_of_repetition(method: Method, memory: float) 
 
     Errors a third too large or too small fail.
     """
-    results = [estimated(method, seed=100 + k, n=400, memory=memory).surface for k in range(60)]
-    values = np.array([surface.free_energy for surface in results])
-    values, errors = (v[:, np.isfinite(values).all(axis=0)] for v in (values, np.array([s.std_error for s in results])))
+    results = [estimated(method, seed=100 + k, n=400, memory=memory) for k in range(60)]
+    surfaces = [result.surface for result in results]
+    values = np.array([surface.free_energy for surface in surfaces])
+    errors = np.array([surface.std_error for surface in surfaces])
+    values, errors = (v[:, np.isfinite(values).all(axis=0)] for v in (values, errors))
     assert values.shape[1] >= 9
     spread, reported = (values - values.mean(axis=1, keepdims=True)).std(axis=0, ddof=1), errors.mean(axis=0)
     ratio = np.sqrt(np.mean(spread**2) / np.mean(reported**2))
     assert 0.8 < ratio < 1.2
+    averages = np.array([averages_of(result) for result in results])  # of four quantities, value and error
+    ratios = averages[:, 0].std(axis=0, ddof=1) / averages[:, 1].mean(axis=0)
+    assert 0.8 < np.sqrt(np.mean(ratios**2)) < 1.25
+
+
+def averages_of(result: Estimate) -> np.ndarray:
+    """Return values and errors of the means of x and x², and of two windows' shares above their means.
+
+    shape (2, 4)
+    """
+    x = result.samples.column("cvs")
+    found = [result.average(np.hstack([x, x**2]))]
+    for window in (2, 6):
+        bias = GRID.reduced_bias(x, GRID.centers[window])
+        found.append(result.average(x > MEANS[window], -bias))
+    return np.hstack([np.stack(pair) for pair in found])
 
 
 def injected(n: int, rng: np.random.Generator) -> Frames:

@@ -31,8 +31,8 @@ from test_cli import (
 
 from openmm_sgm.cli import main
 from openmm_sgm.generator import Generator
-from openmm_sgm.runfolder import _hidden_states, load_state, save_state, write_results
-from openmm_sgm.sampler import ScoreSampler
+from openmm_sgm.runfolder import _untrusted_bins, load_state, save_state, write_results
+from openmm_sgm.sampler import DOUBT, ScoreSampler
 from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError, thermal_energy
 
@@ -217,7 +217,19 @@ def test_hidden_states_are_looked_for(finished: FinishedRun, result: dict[str, A
     campaign.chain = [
         dataclasses.replace(part, energies=part.energies + 50.0 * (part.windows == window)) for part in campaign.chain
     ]
-    assert any(f"{campaign.describe(window)}" in text and "energy" in text for text in _hidden_states(campaign))
+    found = campaign.hidden_states()
+    assert any(window in (d.first, d.second) and "energy" in d.observable for d in found.disagreements)
+    surface = finished.sampler.surface()
+    marked = _untrusted_bins(surface, campaign, found)
+    nearest = np.array([campaign.grid.nearest(np.array([x])) for x in surface.centers[0]])
+    assert marked[nearest == window].all()
+    assert not marked.all()
+    sampler = copy.copy(finished.sampler)
+    sampler.campaign = campaign
+    windows, shares = campaign.active_windows()
+    more = sampler._more_where_windows_disagree(windows, shares) / shares
+    assert more[windows == window] > more.min()
+    assert set(np.round(more / more.min(), 6)) == {1.0, DOUBT}
 
 
 # The ledger and the generator
