@@ -503,8 +503,31 @@ def test_the_last_frame_of_a_window_is_what_its_walker_holds(sampler: sgm.ScoreS
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"md_steps": 50, "frame_interval": 20}, {"rounds": 0}, {"explore_height": 5.0}, {"outside_share": 0.0}]
+    "wrong",
+    [
+        {"md_steps": 50, "frame_interval": 20},
+        {"rounds": 0},
+        {"explore_height": 5.0},
+        {"outside_share": 0.0},
+        {"explore_by": "luck"},
+        {"growth": 0.5},
+    ],
 )
 def test_options_that_make_no_run_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         sgm.SamplerOptions(**wrong)
+
+
+def test_windows_can_all_be_opened_by_pulling() -> None:
+    """`quick` trains only in its rounds, tries no window, and finds the closed form as well."""
+    options = sgm.SamplerOptions.quick(
+        **{name: getattr(SMALL, name) for name in ("training", "network", "density_error")}
+    )
+    sampler = sgm.ScoreSampler(triatomic(), seed=5, workers=0, options=options)
+    sampler.run(BUDGET)
+    assert sampler.campaign is not None
+    assert len(sampler.campaign.shared.trainings) == options.rounds == 2
+    assert not sampler.campaign.trials
+    assert sampler.campaign.cost.total <= BUDGET
+    z = z_scores(sampler.surface(bins=20))
+    assert np.sqrt(np.mean(z**2)) < 2
