@@ -218,8 +218,8 @@ def _options(ladder: str | None, quick: bool = False) -> SamplerOptions:
     from .units import InputError
 
     try:
-        temperatures = tuple(float(t) for t in ladder.split(",")) if ladder else ()
-        return SamplerOptions.quick(ladder=temperatures) if quick else SamplerOptions(ladder=temperatures)
+        options = SamplerOptions(ladder=tuple(float(t) for t in ladder.split(",")) if ladder else ())
+        return options.made_quick() if quick else options
     except ValueError as error:
         raise InputError(f"--ladder takes ascending temperatures in K, such as 420,600,850: {error}") from None
 

@@ -21,8 +21,8 @@ __all__ = ["TARGET_KJ_MOL", "Summary", "cost_to_reach", "write_comparison"]
 TARGET_KJ_MOL = 0.6
 LEAST_COVERAGE = 0.9
 """A surface that covers less of the bins is no answer to the question, however good it is where it is."""
-_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00", "#999999", "#d55e00")  # Okabe & Ito
-_MARKERS = "osD^vPX"
+_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00", "#999999", "#d55e00", "#000000")  # Okabe & Ito
+_MARKERS = "osD^vPX*"
 _STYLE_OF = dict(zip(METHODS, zip(_COLOURS, _MARKERS, strict=True), strict=True))
 
 

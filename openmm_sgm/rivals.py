@@ -159,9 +159,8 @@ def score_quick(
     workers: int,
     options: SamplerOptions | None = None,
 ) -> Iterator[Snapshot]:
-    """`score` with the settings of `SamplerOptions.quick`; its ladder is that of `options`."""
-    quick = SamplerOptions.quick(ladder=options.ladder) if options else SamplerOptions.quick()
-    return score(molecule, seed, budgets, executor, workers, quick)
+    """`score` with `SamplerOptions.made_quick`."""
+    return score(molecule, seed, budgets, executor, workers, (options or SamplerOptions()).made_quick())
 
 
 METHODS: dict[str, Method] = {
@@ -199,8 +198,8 @@ METHODS: dict[str, Method] = {
     ),
     "score-quick": Method(
         score_quick,
-        "ScoreSampler with SamplerOptions.quick(), for least time: windows opened by pulling, no training before the "
-        "first round. Budgets below 300k are too small for it.",
+        "ScoreSampler with SamplerOptions().made_quick(), for least time: windows opened by pulling, no training before "
+        "the first round. Budgets below 300k are too small for it.",
         nested=False,
         generates=True,
     ),

@@ -26,7 +26,7 @@ from openmm_sgm.umbrella import WindowExchange, surface_bins, umbrella
 
 BUDGETS = {True: (10_000, 40_000), False: (20_000, 400_000)}
 """With windows and without: the others take no time."""
-WITH_ERRORS = {"umbrella", "umbrella-seeded", "replica-exchange", "md", "score"}
+WITH_ERRORS = {"umbrella", "umbrella-seeded", "replica-exchange", "md", "score", "score-quick"}
 WITH_WINDOWS = WITH_ERRORS - {"md"}
 # kJ/mol, over all bins; what a run of this length may be off by
 TOLERANCE = dict.fromkeys(METHODS, 1.0) | {"replica-exchange": 1.5, "metadynamics": 1.5, "opes": 1.5, "score": 0.5}

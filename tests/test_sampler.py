@@ -519,10 +519,8 @@ def test_options_that_make_no_run_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_windows_can_all_be_opened_by_pulling() -> None:
-    """`quick` trains only in its rounds, tries no window, and finds the closed form as well."""
-    options = sgm.SamplerOptions.quick(
-        **{name: getattr(SMALL, name) for name in ("training", "network", "density_error")}
-    )
+    """Quick settings train only in the rounds, try no window, and find the closed form as well."""
+    options = SMALL.made_quick()
     sampler = sgm.ScoreSampler(triatomic(), seed=5, workers=0, options=options)
     sampler.run(BUDGET)
     assert sampler.campaign is not None
