@@ -198,8 +198,8 @@ METHODS: dict[str, Method] = {
     ),
     "score-quick": Method(
         score_quick,
-        "ScoreSampler with SamplerOptions().made_quick(), for least time: windows opened by pulling, no training before "
-        "the first round. Budgets below 300k are too small for it.",
+        "ScoreSampler with SamplerOptions().made_quick(), for least time: windows opened by pulling, no training "
+        "before the first round. Budgets below 300k are too small for it.",
         nested=False,
         generates=True,
     ),
