@@ -109,8 +109,8 @@ def draw_surface(run: RunData) -> Figure:
             left.contour(x, y, np.ma.masked_invalid(projected).T, levels=levels, colors="white", linewidths=0.6)
         marked = np.argwhere(doubtful.any(axis=others))
         if len(marked):
-            left.plot(x[marked[:, 0]], y[marked[:, 1]], "x", color=GENERATED, markersize=4, label=UNTRUSTED)
-            left.legend(loc="upper right", fontsize=8)
+            left.plot(x[marked[:, 0]], y[marked[:, 1]], "x", color=GENERATED, markersize=4)
+            left.set_title(f"× {UNTRUSTED}", color=GENERATED, fontsize=9)
     return figure
 
 
