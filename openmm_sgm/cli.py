@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-DEFAULT_EVALUATIONS, DEFAULT_SEED = 250_000, 1
+DEFAULT_EVALUATIONS, DEFAULT_QUICK, DEFAULT_SEED = 250_000, 300_000, 1
 DEFAULT_LARGEST = 2_000_000
 
 
@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--quick",
         action="store_true",
-        help="least time instead of fewest force evaluations, where these are cheap; give 300000 of them or more",
+        help=f"least time instead of fewest force evaluations, where these are cheap (default then {DEFAULT_QUICK}, "
+        "and not fewer)",
     )
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
     run.set_defaults(function=_run)
@@ -127,9 +128,10 @@ def _run(options: argparse.Namespace, command: str) -> int:
     from .system_file import load_system
 
     before = read_status(options.output) if options.resume and (options.output / "status.json").is_file() else {}
-    budget = (
-        before.get("budget", DEFAULT_EVALUATIONS) if options.force_evaluations is None else options.force_evaluations
-    )
+    quick = options.quick or before.get("quick", False)
+    ladder = options.ladder or ",".join(f"{t:g}" for t in before.get("ladder", []))
+    usual = DEFAULT_QUICK if quick else DEFAULT_EVALUATIONS
+    budget = before.get("budget", usual) if options.force_evaluations is None else options.force_evaluations
     seed = before.get("seed", DEFAULT_SEED) if options.seed is None else options.seed
     molecule = load_system(options.system)
     show = _Progress(budget)
@@ -138,8 +140,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         save_state(options.output, sampler)
         write_status(options.output, "running", sampler, budget, command)
 
-    given = options.ladder or options.quick
-    chosen: dict[str, Any] = {"options": _options(options.ladder, options.quick)} if given else {}
+    chosen: dict[str, Any] = {"options": _options(ladder, quick)} if ladder or quick else {}
     sampler = ScoreSampler(
         molecule, seed=seed, workers=options.workers, progress=show.line, on_round=after_round, **chosen
     )
@@ -221,7 +222,9 @@ def _options(ladder: str | None, quick: bool = False) -> SamplerOptions:
         options = SamplerOptions(ladder=tuple(float(t) for t in ladder.split(",")) if ladder else ())
         return options.made_quick() if quick else options
     except ValueError as error:
-        raise InputError(f"--ladder takes ascending temperatures in K, such as 420,600,850: {error}") from None
+        raise InputError(
+            f"--ladder takes ascending temperatures in K, such as 420,600,850, and goes without --quick: {error}"
+        ) from None
 
 
 def _largest(text: str | None) -> dict[str, int]:

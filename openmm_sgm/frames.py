@@ -164,21 +164,28 @@ class Selection:
 
     def column(self, name: str) -> np.ndarray:
         """Return one attribute of the selected frames."""
-        return np.asarray(np.concatenate([getattr(part, name) for part in self.parts])[self.rows])
+        local, back = self._by_part(self.rows)
+        values = np.concatenate([getattr(part, name)[own] for part, own in zip(self.parts, local, strict=True)])
+        return np.asarray(values[back])
 
     def take(self, index: np.ndarray | slice = slice(None)) -> Frames:
         """Return the selected frames, or some of them, in their order."""
-        rows = self.rows[index]
+        local, back = self._by_part(self.rows[index])
+        frames = Frames.gather(self.parts, local)
+        return frames if isinstance(back, slice) else frames[back]
+
+    def _by_part(self, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray | slice]:
+        """Return each part's own rows, and how to bring what they give back into the order of `rows`."""
         ends = np.cumsum([len(part) for part in self.parts])
         part_of = np.searchsorted(ends, rows, side="right")
         order = np.argsort(part_of, kind="stable")
         pieces = np.split(rows[order], np.searchsorted(part_of[order], np.arange(1, len(self.parts))))
-        starts = ends - [len(part) for part in self.parts]
-        local = [piece - start for piece, start in zip(pieces, starts, strict=True)]
+        local = [piece - (end - len(part)) for piece, end, part in zip(pieces, ends, self.parts, strict=True)]
+        if (np.diff(part_of) >= 0).all():
+            return local, slice(None)
         back = np.empty(len(rows), dtype=np.int64)
         back[order] = np.arange(len(rows))
-        frames = Frames.gather(self.parts, local)
-        return frames if np.array_equal(back, np.arange(len(rows))) else frames[back]
+        return local, back
 
 
 def rows_by_window(windows: np.ndarray) -> list[np.ndarray]:

@@ -145,7 +145,11 @@ def weighted_mbar(
         step *= min(1.0, 3.0 / max(largest, 1e-300))
         f = f + step
         if largest < 1e-7:
-            break
+            lost = np.abs(gradient) > 1e-3 * sizes
+            if not lost.any():
+                break
+            f = f + np.where(lost, 3.0 * np.sign(gradient), 0.0)  # so far off that the Hessian knows nothing of them
+            f, largest = f - f.mean(), np.inf
         before = largest if largest < 0.5 * before else np.inf  # too slow: the Hessian is renewed
     else:
         warnings.warn("MBAR did not converge: the last step changed a free energy by more than 1e-7 kT", stacklevel=2)

@@ -68,7 +68,8 @@ class SamplerOptions:
         """Return these options for least time instead of fewest force evaluations, where one takes 0.1 ms or less.
 
         Windows are opened by pulling, with longer dynamics in each, so that nothing is trained before the first round;
-        this takes some 200,000 force evaluations over two torsions, and budgets should be 300,000 or more.
+        this takes some 200,000 force evaluations over two torsions, and budgets should be 300,000 or more. A ladder
+        cannot be had with it.
         """
         return replace(self, explore_by="pulling", explore_share=0.75, pull_steps=200, exploration_steps=400, rounds=2)
 
@@ -86,6 +87,8 @@ class SamplerOptions:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.explore_by not in ("trial", "pulling"):
             raise ValueError(f"explore_by must be 'trial' or 'pulling', got {self.explore_by!r}")
+        if self.explore_by == "pulling" and self.ladder:
+            raise ValueError("a ladder needs the generator in the exploration: explore_by must be 'trial'")
         if not self.growth >= 1:
             raise ValueError(f"growth must be 1 or more, got {self.growth}")
         if not 0 < self.surface_height <= self.explore_height:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -159,8 +159,9 @@ def score_quick(
     workers: int,
     options: SamplerOptions | None = None,
 ) -> Iterator[Snapshot]:
-    """`score` with `SamplerOptions.made_quick`."""
-    return score(molecule, seed, budgets, executor, workers, (options or SamplerOptions()).made_quick())
+    """`score` with `SamplerOptions.made_quick`, and without a ladder."""
+    quick = replace(options or SamplerOptions(), ladder=()).made_quick()
+    return score(molecule, seed, budgets, executor, workers, quick)
 
 
 METHODS: dict[str, Method] = {

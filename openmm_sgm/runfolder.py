@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 STATE_VERSION = 1
+CHUNK = 4096
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, SafetensorError, csv.Error)
 """What reading a file raises whose content is not what was written."""
 MOST_SAMPLES = 20_000
@@ -94,6 +95,8 @@ def write_status(folder: Path, state: str, sampler: ScoreSampler, budget: int, c
         "force_evaluations": sampler.campaign.cost.total if sampler.campaign else 0,
         "budget": budget,
         "seed": sampler.seed,
+        "ladder": sampler.options.ladder,
+        "quick": sampler.options.explore_by == "pulling",
         "system": sampler.molecule.name,
         "history": sampler.history,
         "command": command,
@@ -225,10 +228,14 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
 
 def _untrusted_bins(surface: Surface, campaign: Campaign, hidden: HiddenStates) -> np.ndarray:
     """Return the bins that rest on windows which disagree with others, bool, shape of the surface."""
-    points = np.stack(np.meshgrid(*surface.centers, indexing="ij"), axis=-1)
-    sampled = np.flatnonzero(np.isfinite(campaign.free_energies))
-    flat = untrusted(points.reshape(-1, points.shape[-1]), campaign.grid, sampled, hidden.flagged)
-    return flat.reshape(surface.free_energy.shape)
+    marked = np.zeros(surface.free_energy.size, dtype=bool)
+    if hidden.flagged:
+        points = np.stack(np.meshgrid(*surface.centers, indexing="ij"), axis=-1).reshape(len(marked), -1)
+        sampled = np.flatnonzero(np.isfinite(campaign.free_energies))
+        for start in range(0, len(marked), CHUNK):
+            some = slice(start, start + CHUNK)
+            marked[some] = untrusted(points[some], campaign.grid, sampled, hidden.flagged)
+    return marked.reshape(surface.free_energy.shape)
 
 
 def _write_samples(folder: Path, sampler: ScoreSampler) -> None:

@@ -31,7 +31,7 @@ __all__ = ["ScoreSampler"]
 RESEED_DRAWS = 64
 VISIT_PROPOSALS = 4
 DOUBT = 3.0
-"""Windows that disagree with their neighbours on what is hidden are drawn so many times as often in the next round."""
+"""The share of the next draws of windows that disagree on what is hidden, in those of the others."""
 FULL_TRAINING = 250_000
 """Force evaluations whose data is worth all of the training steps; of less, the share is the square root."""
 
@@ -191,17 +191,19 @@ class ScoreSampler:
                 self._note("exploration")
                 self._tell()
         windows, shares = campaign.active_windows()
-        if campaign.round:
-            shares = self._more_where_windows_disagree(windows, shares)
         now = (plan.end - campaign.cost.total) / sum(o.growth**k for k in range(plan.rounds))
         visit = o.md_steps + o.md_steps // o.frame_interval + 2
         md = min(len(windows), int(o.md_share * now) // visit)
-        counts = np.floor(shares * (now - md * visit)).astype(np.int64)
+        generated = now - md * visit
+        counts = np.floor(shares * generated).astype(np.int64)
         if counts.min() < 1:
             self.progress("the budget is spent before another round")
             plan.rounds = 0
             self._tell()
             return
+        if campaign.round:
+            more = np.floor(self._more_where_windows_disagree(windows, shares) * generated).astype(np.int64)
+            counts = more if more.min() else counts
         if campaign.round == 1:
             campaign.leave_out_what_was()
         campaign.round += 1
@@ -222,9 +224,7 @@ class ScoreSampler:
         """Return the windows' shares of the next draws, larger for those that do not agree with their neighbours."""
         doubtful = np.isin(windows, self._begun().hidden_states().flagged)
         if doubtful.any():
-            self.progress(
-                f"{doubtful.sum()} windows disagree with their neighbours and are drawn {DOUBT:g} times as often"
-            )
+            self.progress(f"{doubtful.sum()} windows disagree with their neighbours and are drawn more often")
         shares = shares * np.where(doubtful, DOUBT, 1.0)
         return shares / shares.sum()
 

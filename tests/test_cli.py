@@ -17,7 +17,7 @@ import shlex
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +390,28 @@ def test_resume_of_a_run_that_had_saved_nothing(
     assert main(["run", str(finished.system), "--output", str(copied), "--resume", "--workers", "0"]) == 0
     assert "had saved nothing before it ended: it begins anew" in capfd.readouterr().err
     assert (copied / "surface.csv").read_bytes() == (finished.folder / "surface.csv").read_bytes()
+
+
+def test_a_quick_run_resumes_as_one(
+    finished: FinishedRun, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained before its two rounds, it has a budget of its own, and --resume alone knows of both."""
+    monkeypatch.setattr("openmm_sgm.options.SamplerOptions", lambda ladder: replace(quick_options(), ladder=ladder))
+    output = tmp_path / "out"
+    arguments = ["run", str(finished.system), "--output", str(output), "--workers", "0"]
+    monkeypatch.setattr("openmm_sgm.cli.DEFAULT_QUICK", BUDGET)
+    assert main([*arguments, "--quick"]) == 0
+    status = json.loads((output / "status.json").read_text())
+    assert (status["quick"], status["budget"]) == (True, BUDGET)
+    assert len(json.loads((output / "result.json").read_text())["trainings"]) == 2
+    before = (output / "surface.csv").read_bytes()
+    assert main([*arguments, "--resume"]) == 0
+    assert (output / "surface.csv").read_bytes() == before
+
+
+def test_quick_goes_without_a_ladder(finished: FinishedRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = run_arguments(finished.system, tmp_path / "out", "--quick", "--ladder", "400,500")
+    check_refused(capfd, arguments, "goes without --quick", tmp_path / "out")
 
 
 def test_resume_from_a_damaged_state(finished: FinishedRun, copied: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pymbar
+import pytest
 from synthetic import CENTERS, EXACT, GRID, chain
 
 from openmm_sgm.frames import Frames, rows_by_window
 from openmm_sgm.mbar import (
     bias_terms,
     mbar_free_energies,
+    mbar_gradient,
     overlap_matrix,
     settled_from,
     statistical_inefficiencies,
@@ -129,3 +131,21 @@ def test_frames_before_equilibrium_are_left_out() -> None:
     never = replace(samples, cvs=samples.cvs + np.linspace(0, 5, len(samples))[:, None])
     for rows in rows_by_window(samples.windows):  # a window that never settles keeps its second half
         assert settled_from(never, GRID)[rows[len(rows) // 2 :]].all()
+
+
+@pytest.mark.parametrize("off", [2.0, -35.0, 35.0])
+def test_the_solution_does_not_hang_on_the_start(off: float) -> None:
+    """Chord steps from far away, held by free energies that only some windows have; a start 35 kT off is found back."""
+    samples = chain(200, np.random.default_rng(7))
+    sizes = np.full(len(CENTERS), 200.0)
+    terms = bias_terms(samples.cvs, GRID, WINDOWS)
+    held = np.where(WINDOWS % 2 == 0, EXACT, np.nan)
+    error = np.where(WINDOWS % 2 == 0, 0.1, np.nan)
+    for prior in ((None, None), (held, error)):
+        wanted = weighted_mbar(terms, np.ones(len(samples)), sizes, EXACT, *prior)
+        start = EXACT.copy()
+        start[4] += off
+        found = weighted_mbar(terms, np.ones(len(samples)), sizes, start, *prior)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        gradient = mbar_gradient(terms, np.ones(len(samples)), sizes, found, *prior)
+        assert np.abs(gradient).max() < 1e-3

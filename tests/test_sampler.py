@@ -28,6 +28,8 @@ import openmm_sgm as sgm
 from openmm_sgm import campaign as campaign_module
 from openmm_sgm.campaign import Campaign
 from openmm_sgm.frames import BURN_IN, GENERATED, INJECTED
+from openmm_sgm.hidden import Disagreement, HiddenStates
+from openmm_sgm.sampler import DOUBT
 from openmm_sgm.unbiased import LabelDistribution
 from openmm_sgm.units import thermal_energy
 
@@ -511,6 +513,7 @@ def test_the_last_frame_of_a_window_is_what_its_walker_holds(sampler: sgm.ScoreS
         {"outside_share": 0.0},
         {"explore_by": "luck"},
         {"growth": 0.5},
+        {"explore_by": "pulling", "ladder": (400.0,)},
     ],
 )
 def test_options_that_make_no_run_are_refused(wrong: dict[str, Any]) -> None:
@@ -527,5 +530,29 @@ def test_windows_can_all_be_opened_by_pulling() -> None:
     assert len(sampler.campaign.shared.trainings) == options.rounds == 2
     assert not sampler.campaign.trials
     assert sampler.campaign.cost.total <= BUDGET
-    z = z_scores(sampler.surface(bins=20))
+    surface = sampler.surface(bins=20)
+    z = z_scores(surface)
     assert np.sqrt(np.mean(z**2)) < 2
+    assert surface.error_below(20.0) < 0.5
+    drawn = [int(draws.drawn.sum()) for draws in sampler.campaign.rounds]
+    assert drawn[1] / drawn[0] == pytest.approx(options.growth, rel=0.1)
+
+
+def test_windows_that_disagree_are_drawn_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second round on; as a window that is said to disagree with its neighbours is."""
+
+    def doubtful(campaign: Campaign) -> HiddenStates:
+        window = int(np.nanargmin(campaign.free_energies))
+        said = Disagreement(window, window + 1, "energy", False, 1.0, (0.0, 1.0), (9.0, 9.0), np.nan, 0.0, None)
+        return HiddenStates((said,), np.array([[window, window + 1]]), ())
+
+    monkeypatch.setattr(Campaign, "hidden_states", doubtful)
+    sampler = sgm.ScoreSampler(triatomic(), seed=6, workers=0, options=SMALL)
+    sampler.run(20_000)
+    assert sampler.campaign is not None
+    first, second = (draws.drawn for draws in sampler.campaign.rounds)
+    window = int(np.argmax(second))
+    others = (second > 0) & (first == first.max())
+    others[window : window + 2] = False
+    assert second[window] / np.median(second[others]) == pytest.approx(DOUBT, rel=0.1)
+    assert first.max() == np.median(first[others])
