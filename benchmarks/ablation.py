@@ -159,11 +159,11 @@ def run(name: str, seed: int, evaluations: int) -> list[dict[str, Any]]:
 
 
 NOTES = (
-    'The differences between two seeds of one variant are 5 to 25 %, so that only large effects are told '
-    'apart here. "First round counted" puts back that round's dynamics and Metropolis states too. "Draws '
+    "The differences between two seeds of one variant are 5 to 25 %, so that only large effects are told "
+    'apart here. "First round counted" puts back its dynamics and Metropolis states too. "Draws '
     'untested" leaves the draws that are no configurations, clash or have the wrong handedness out as '
     'before. "Windows by pulling" cannot finish its exploration within half of this budget: its 0.87 of '
-    'the bins is what that costs. Exploration is what had been spent when the windows were open.'
+    "the bins is what that costs. Exploration is what had been spent when the windows were open."
 )
 
 ESTIMATORS = {
