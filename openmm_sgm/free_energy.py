@@ -37,6 +37,7 @@ __all__ = ["Estimate", "Method", "Surface", "consistency", "estimate", "simulate
 BLOCK, LEAST_BLOCKS = 4.0, 8
 """Length of a bootstrap block in statistical inefficiencies; shorter ones where a chain would have fewer than eight."""
 LEAST_AVERAGED = 10.0
+"""Effective samples (Kish) below which an average gets no error."""
 Method: TypeAlias = Literal["combined", "mbar", "generator"]
 
 

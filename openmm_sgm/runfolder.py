@@ -46,6 +46,7 @@ __all__ = [
 
 STATE_VERSION = 1
 CHUNK = 4096
+"""Bins whose distance from all windows is computed at once."""
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, SafetensorError, csv.Error)
 """What reading a file raises whose content is not what was written."""
 MOST_SAMPLES = 20_000

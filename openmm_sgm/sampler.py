@@ -31,7 +31,7 @@ __all__ = ["ScoreSampler"]
 RESEED_DRAWS = 64
 VISIT_PROPOSALS = 4
 DOUBT = 3.0
-"""The share of the next draws of windows that disagree on what is hidden, in those of the others."""
+"""Windows that disagree on something hidden get so many times the share of the others in the next round."""
 FULL_TRAINING = 250_000
 """Force evaluations whose data is worth all of the training steps; of less, the share is the square root."""
 

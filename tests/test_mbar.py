@@ -135,7 +135,10 @@ def test_frames_before_equilibrium_are_left_out() -> None:
 
 @pytest.mark.parametrize("off", [2.0, -35.0, 35.0])
 def test_the_solution_does_not_hang_on_the_start(off: float) -> None:
-    """Chord steps from far away, held by free energies that only some windows have; a start 35 kT off is found back."""
+    """Chord steps from far away, held by free energies that only some windows have; a start 35 kT off is found back.
+
+    Newton steps alone stay where the Hessian knows nothing of a window, and fail at −35 (tried).
+    """
     samples = chain(200, np.random.default_rng(7))
     sizes = np.full(len(CENTERS), 200.0)
     terms = bias_terms(samples.cvs, GRID, WINDOWS)
