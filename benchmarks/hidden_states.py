@@ -5,8 +5,8 @@
 `psi`: alanine dipeptide with ψ as the only CV, the share of φ > 0 in every window; `serine`: capped serine with φ and
 ψ, the shares of χ1's three basins. For the windows of the reference below 25 kJ/mol: how many shares lie within two
 standard errors (of both together) of the reference's, and their RMS deviation; and the RMS error of the surface. Ours
-are means over all weighted configurations, the rivals' those of each window's own frames. Each method and seed is a record of
-benchmarks/results/hidden_<name>.json, replaced when it is run again.
+are means over all weighted configurations, the rivals' those of each window's own frames. Each method and seed is a
+record of benchmarks/results/hidden_<name>.json, replaced when it is run again.
 """
 
 from __future__ import annotations
