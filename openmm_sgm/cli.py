@@ -117,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", help="write report.html anew from a finished run's folder")
     report.add_argument("folder", type=Path, metavar="DIR")
+    report.add_argument(
+        "--comparison", type=Path, metavar="DIR", help="add a section with the comparison of methods in this folder"
+    )
     report.set_defaults(function=_report)
     return parser
 
@@ -283,7 +286,7 @@ def _status(options: argparse.Namespace, command: str) -> int:
 def _report(options: argparse.Namespace, command: str) -> int:
     from .report import write_report
 
-    print(write_report(options.folder))
+    print(write_report(options.folder, options.comparison))
     return 0
 
 

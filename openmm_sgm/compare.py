@@ -36,6 +36,7 @@ __all__ = [
     "budget_series",
     "check_methods",
     "compare",
+    "read_comparison",
 ]
 
 SERIES = (50_000, 100_000, 250_000, 500_000, 1_000_000, 2_000_000)
@@ -59,6 +60,24 @@ class Comparison:
     rows: list[dict[str, Any]]
     failures: dict[str, list[str]]
     about: dict[str, Any]
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Return what a comparison has written to its folder.
+
+    Raises
+    ------
+    InputError
+        where there is none, or it cannot be read.
+    """
+    path = folder / "compare.json"
+    try:
+        content = json.loads(path.read_text())
+        return Comparison(content["rows"], content["failures"], content["about"])
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no finished comparison: {path.name} is missing") from None
+    except DAMAGE as error:
+        raise InputError(f"{path} is damaged: {type(error).__name__} {one_line(error)}") from None
 
 
 def budget_series(largest: int) -> list[int]:

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from .compare import Comparison
-from .pages import escape, figure, page, table
+from .pages import drawing, escape, figure, page, table
 from .rivals import METHODS
 
-__all__ = ["TARGET_KJ_MOL", "Summary", "cost_to_reach", "write_comparison"]
+__all__ = ["TARGET_KJ_MOL", "Summary", "comparison_section", "cost_to_reach", "write_comparison"]
 
 TARGET_KJ_MOL = 0.6
 LEAST_COVERAGE = 0.9
@@ -88,26 +87,29 @@ def write_comparison(folder: Path, comparison: Comparison) -> Path:
     summary = Summary(comparison)
     (folder / "compare.md").write_text(_markdown(summary), encoding="utf-8")
     sections = [f"<h1>{escape(comparison.about['system'])}: methods compared</h1>"]
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        drawings = [
-            ("force_evaluations", "force evaluations", "force evaluations"),
-            ("seconds", "wall time (s)", "seconds, training and generation included"),
-        ]
-        for cost, label, against in drawings:
-            drawing = _draw(summary, cost, label)
-            drawing.savefig(folder / f"error_{cost}.png", dpi=150)
-            caption = (
-                f"Error of the surface against {against}: median over seeds, and the range from the smallest to the "
-                f"largest. Hollow markers: less than {LEAST_COVERAGE:.0%} of the bins are covered. Dashed: "
-                f"{TARGET_KJ_MOL:g} kJ/mol."
-            )
-            sections.append(figure(drawing, caption))
+    with drawing():
+        for cost, (picture, caption) in _pictures(summary).items():
+            picture.savefig(folder / f"error_{cost}.png", dpi=150)
+            sections.append(figure(picture, caption))
     sections += ["<h2>Error and cost</h2>", *_page_tables(summary), *_page_notes(summary)]
     path = folder / "compare.html"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page(f"{comparison.about['system']}: methods compared", sections), encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+def comparison_section(comparison: Comparison) -> list[str]:
+    """Return a section for the report of a run of the same system: table, reference, verdicts and plots, as HTML."""
+    summary = Summary(comparison)
+    with drawing():
+        figures = [figure(picture, caption) for picture, caption in _pictures(summary).values()]
+    return [
+        "<h2>Methods compared</h2>",
+        *figures,
+        table(_table_rows(summary), _head(summary)),
+        *(f"<p>{escape(sentence)}</p>" for sentence in [*_notes(summary), *_verdicts(summary), *_failures(summary)]),
+    ]
 
 
 # in words
@@ -247,9 +249,26 @@ def _page_notes(summary: Summary) -> list[str]:
 # in pictures
 
 
+def _pictures(summary: Summary) -> dict[str, tuple[Figure, str]]:
+    """Return the plots of error against each cost, with their captions."""
+    costs = {
+        "force_evaluations": ("force evaluations", "force evaluations"),
+        "seconds": ("wall time (s)", "seconds, training and generation included"),
+    }
+    return {
+        cost: (
+            _draw(summary, cost, label),
+            f"Error of the surface against {against}: median over seeds, and the range from the smallest to the "
+            f"largest. Hollow markers: less than {LEAST_COVERAGE:.0%} of the bins are covered. Dashed: "
+            f"{TARGET_KJ_MOL:g} kJ/mol.",
+        )
+        for cost, (label, against) in costs.items()
+    }
+
+
 def _draw(summary: Summary, cost: str, label: str) -> Figure:
-    drawing = Figure(figsize=(8, 5), layout="constrained")
-    axes = drawing.subplots()
+    picture = Figure(figsize=(8, 5), layout="constrained")
+    axes = picture.subplots()
     for method in summary.methods:
         colour, marker = _STYLE_OF[method]
         points = []
@@ -271,7 +290,7 @@ def _draw(summary: Summary, cost: str, label: str) -> Figure:
     _plain_ticks(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return drawing
+    return picture
 
 
 def _plain_ticks(axes: Axes) -> None:

@@ -6,11 +6,13 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
-__all__ = ["escape", "figure", "page", "table"]
+__all__ = ["drawing", "escape", "figure", "page", "table"]
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -49,10 +51,15 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def figure(drawing: Figure, caption: str) -> str:
-    """Return a drawing as a PNG inside the page, with its caption."""
+def drawing() -> AbstractContextManager[None]:
+    """Return a context in which figures are drawn as the pages have them."""
+    return matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def figure(picture: Figure, caption: str) -> str:
+    """Return a picture as a PNG inside the page, with its caption."""
     buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png", dpi=110)
+    picture.savefig(buffer, format="png", dpi=110)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     return (
         f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{encoded}">'

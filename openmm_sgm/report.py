@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
+from .compare import read_comparison
+from .compare_report import comparison_section
 from .figures import (
     RunData,
     below,
@@ -21,9 +22,9 @@ from .figures import (
     draw_surface,
     draw_training,
 )
+from .pages import drawing, page
 from .pages import escape as _e
 from .pages import figure as _figure
-from .pages import page
 from .pages import table as _table
 from .runfolder import DAMAGE
 from .units import InputError, one_line
@@ -36,20 +37,23 @@ MOST_INCONSISTENT_KJ_MOL = 1.0
 MOST_ENERGY_ERRORS = 4.0
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, comparison: Path | None = None) -> Path:
     """Write `report.html` into a finished run's folder and return its path.
+
+    Parameters
+    ----------
+    comparison : folder of a finished comparison of methods on the same system, for a section of its own
 
     Raises
     ------
     InputError
-        where the folder holds no finished run, or its files cannot be read.
+        where the folder holds no finished run or the other no comparison, their files cannot be read, or the two are
+        of different systems.
     """
     path = folder / "report.html"
-    with (
-        _readable(folder),
-        matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}),
-    ):
-        page = _page(RunData(folder))
+    with _readable(folder), drawing():
+        run = RunData(folder)
+        page = _page(run, [] if comparison is None else _compared(comparison, run.result["system"]))
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
@@ -78,7 +82,7 @@ def _readable(folder: Path) -> Iterator[None]:
         raise InputError(f"the results in {folder} are damaged: {type(error).__name__} {one_line(error)}") from None
 
 
-def _page(run: RunData) -> str:
+def _page(run: RunData, comparison: list[str]) -> str:
     result = run.result
     cost, wall = result["force_evaluations"], result["wall_seconds"]
     surface, asked = run.data["surface"], np.isfinite(run.data["acceptance"])
@@ -126,12 +130,21 @@ def _page(run: RunData) -> str:
         _figure(draw_training(run), "Loss on held-out frames during each training."),
         "<h2>Windows</h2>",
         _windows(run),
+        *comparison,
         "<h2>How it was made</h2>",
         _methods(run),
         f"<p><code>{_e(result['command'])}</code></p>",
         _table([[name, version] for name, version in result["versions"].items()]),
     ]
     return page(f"{result['system']}: free-energy surface", sections)
+
+
+def _compared(folder: Path, system: str) -> list[str]:
+    with _readable(folder):
+        comparison = read_comparison(folder)
+        if comparison.about["system"] != system:
+            raise InputError(f"the comparison in {folder} is of {comparison.about['system']}, the run of {system}")
+        return comparison_section(comparison)
 
 
 def _warning_box(found: list[str]) -> str:

@@ -48,8 +48,8 @@ ORDER = (
     "compare",
     "figures",
     "pages",
-    "report",
     "compare_report",
+    "report",
     "cli",
 )
 

@@ -319,6 +319,67 @@ def test_report_does_not_need_the_state(copied: Path) -> None:
     read_page(write_report(copied))
 
 
+# With a comparison of methods
+
+COMPARED: dict[str, Any] = {
+    "system": "made_by_hand", "seeds": 1, "workers": 2, "limit_kj_mol": 20.92, "reference": f"the file {EVIL}",
+    "settings": {}, "versions": {}, "command": "openmm-sgm compare hand --output there",
+}  # fmt: skip
+
+
+def write_compared(folder: Path, **about: Any) -> Path:
+    """Write what a comparison leaves for the section: one seed of two methods, one of which has failed at the end."""
+    rows = [
+        {
+            "method": method, "seed": 1, "budget": budget, "force_evaluations": budget, "seconds": 9.0, "note": "",
+            "rmse_kj_mol": error, "coverage": 1.0, "error_bar_ratio": None, "within_two_se": None,
+        }
+        for method, budget, error in (("umbrella", 50_000, 2.0), ("score", 50_000, 0.8), ("score", 100_000, 0.5))
+    ]  # fmt: skip
+    folder.mkdir()
+    content = {"rows": rows, "failures": {"umbrella": [f"seed 1: {EVIL}"]}, "about": COMPARED | about}
+    (folder / "compare.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_report_with_a_comparison_has_a_section_more(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 2, healthy_data(2), healthy_result())
+    compared = write_compared(tmp_path / "compared")
+    page = read_page(write_report(folder, compared))
+    assert page.texts["h2"] == [*SECTIONS[:-1], "Methods compared", SECTIONS[-1]]
+    assert len(page.having("img")) == 9
+    assert "2.00; 100%, 9 s" in page.texts["td"]
+    assert "In force evaluations, score is the first at 0.6 kJ/mol (76k)." in page.texts["p"]
+    assert f"umbrella, seed 1: {EVIL}." in page.texts["p"]  # as text: read_page has seen that there is no script
+    assert f"Reference: the file {EVIL}." in page.texts["p"]
+    assert read_page(write_report(folder)).texts["h2"] == SECTIONS
+
+
+@pytest.mark.parametrize(
+    ("about", "text", "said"),
+    [
+        ({"system": "another"}, None, "is of another, the run of made_by_hand"),
+        ({}, "{", "compare.json is damaged"),
+        ({}, "[]", "compare.json is damaged"),
+        ({}, '{"rows": [], "failures": {}, "about": {}}', "compared are damaged"),
+        ({}, "", "compare.json is damaged"),
+    ],
+)
+def test_comparison_that_cannot_be_used_is_refused(
+    about: dict[str, Any], text: str | None, said: str, tmp_path: Path, no_pictures: None
+) -> None:
+    folder = write_run(tmp_path / "run", 2, healthy_data(2), healthy_result())
+    compared = write_compared(tmp_path / "compared", **about)
+    if text is not None:
+        (compared / "compare.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        write_report(folder, compared)
+    assert not (folder / "report.html").exists()
+    (compared / "compare.json").unlink()
+    with pytest.raises(InputError, match="holds no finished comparison"):
+        write_report(folder, compared)
+
+
 # Names that are code
 
 
