@@ -1,4 +1,4 @@
-"""MBAR over umbrella windows: by pymbar for chains, and with a weight for each sample, which pymbar does not know."""
+"""MBAR over umbrella windows with a weight for each sample, which pymbar does not know; errors of chains by pymbar."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ __all__ = [
 BIAS_CUTOFF = 30.0
 """Reduced bias (kT) above which a sample says nothing of a window: exp(−30) is 1e-13."""
 ROWS = 512
+LEAST_SAMPLES = 5.0
 CHORD_KT = 0.3
 """After a step shorter than this the Hessian, nearly all of the cost, is kept for the next."""
 OVERLAP_THRESHOLD = 0.03
@@ -72,15 +73,22 @@ def mbar_free_energies(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return free energies and standard errors (kT, shape (n_windows,)) and the overlap matrix of the sampled windows.
 
-    Shirts & Chodera 2008, by pymbar, on samples decorrelated window by window. Windows that do not overlap with the
-    largest connected set get NaN. The standard errors are of the difference to the mean of all.
+    Shirts & Chodera 2008. Every sample counts, with the weight 1/g of its window's statistical inefficiency; the
+    overlap, and the standard errors by pymbar, are those of samples decorrelated window by window, of which there are
+    as many but which know less: the errors are on the safe side. They are of the difference to the mean of all.
+
+    Windows with fewer than `LEAST_SAMPLES` independent samples get NaN: a chain that has hardly moved holds one basin
+    of a window that may have several, and ties the windows on either side of a ridge together wrongly (measured). So
+    do windows that do not overlap with the largest connected set. Where no window has enough, all count.
 
     Parameters
     ----------
     guess : free energies to start from, kT, NaN where unknown; a good one saves most of the time
     """
     g = statistical_inefficiencies(chain, grid)
-    keep = [_decorrelated(rows, g[chain.windows[rows[0]]]) for rows in rows_by_window(chain.windows)]
+    of_window = rows_by_window(chain.windows)
+    enough = [rows for rows in of_window if len(rows) >= LEAST_SAMPLES * g[chain.windows[rows[0]]]] or of_window
+    keep = [_decorrelated(rows, g[chain.windows[rows[0]]]) for rows in enough]
     windows = np.array([chain.windows[rows[0]] for rows in keep])
     counts = np.array([len(rows) for rows in keep])
     samples = np.concatenate(keep)
@@ -100,7 +108,10 @@ def mbar_free_energies(
         solver_protocol="robust",
     )
     f, error = np.full((2, len(grid.centers)), np.nan)
-    f[windows[columns]] = mbar.f_k - np.mean(mbar.f_k)
+    every = np.concatenate([rows for rows, used in zip(enough, linked, strict=True) if used])
+    weights = 1 / g[chain.windows[every]]
+    sizes = np.array([len(rows) for rows in enough])[columns] / g[windows[columns]]
+    f[windows[columns]] = weighted_mbar(bias_terms(chain.cvs[every], grid, windows[columns]), weights, sizes, mbar.f_k)
     theta = mbar.compute_free_energy_differences(compute_uncertainty=True)["dDelta_f"] ** 2
     # Var(f_k − mean f) from the variances of all differences
     error[windows[columns]] = np.sqrt(np.maximum(theta.mean(axis=1) - theta.mean() / 2, 0.0))

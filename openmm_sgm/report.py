@@ -171,8 +171,8 @@ def _warnings(run: RunData) -> list[str]:
     apart = low & np.isnan(run.data["macro"])
     if apart.any():
         found.append(
-            f"The simulations at {_places(run, apart)} do not overlap with the others: MBAR has no free energy for "
-            "them, and only the generator's stands."
+            f"The simulations at {_places(run, apart)} do not overlap with the others, or have hardly moved: MBAR has "
+            "no free energy for them, and only the generator's stands."
         )
     unknown = np.isnan(run.data["micro"]) & np.isfinite(run.data["acceptance"])
     if unknown.any():

@@ -103,6 +103,40 @@ def test_windows_without_overlap_have_no_number() -> None:
     assert overlap[0, 1:].max() < 0.03
 
 
+def test_a_window_that_has_not_moved_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds another window's place, and would tie the two together: shown by counting it all the same."""
+    sound = chain(300, np.random.default_rng(8))
+    stuck = sound.windows == 8
+    where = np.flatnonzero(sound.windows == 5)[0]
+    rows = np.where(stuck, where, np.arange(len(sound)))
+    held = replace(sound[rows], labels=sound.labels, windows=sound.windows)
+    f, error, overlap = mbar_free_energies(held, GRID)
+    assert np.isnan(f[8])
+    assert overlap.shape == (8, 8)
+    assert np.abs((centred(f[:8]) - centred(EXACT[:8])) / error[:8]).max() < 4
+    monkeypatch.setattr("openmm_sgm.mbar.LEAST_SAMPLES", 0.0)
+    monkeypatch.setattr("openmm_sgm.mbar.statistical_inefficiencies", lambda *_: np.ones(len(CENTERS)))
+    wrong, error, _ = mbar_free_energies(held, GRID)
+    assert np.nanmax(np.abs((centred(wrong) - centred(EXACT)) / error)) > 8
+
+
+def test_every_sample_counts_and_not_only_those_far_apart() -> None:
+    """The spread over repetitions is below that of decorrelated samples alone, and below the errors reported."""
+    rng = np.random.default_rng(9)
+    every, thinned, reported = [], [], []
+    for _ in range(30):
+        samples = chain(60, rng, memory=0.6)  # g = 4
+        f, error, _ = mbar_free_energies(samples, GRID)
+        apart = samples[::4]
+        counts = np.bincount(apart.windows).astype(float)
+        every.append(centred(f))
+        thinned.append(centred(weighted_mbar(bias_terms(apart.cvs, GRID, WINDOWS), np.ones(len(apart)), counts)))
+        reported.append(error)
+    spread, of_thinned = (np.sqrt(np.mean(np.std(np.array(v), axis=0, ddof=1) ** 2)) for v in (every, thinned))
+    assert spread < 0.95 * of_thinned
+    assert 0.5 < spread / np.sqrt(np.mean(np.array(reported) ** 2)) < 1.1
+
+
 def test_a_good_guess_changes_nothing_but_the_time() -> None:
     samples = chain(150, np.random.default_rng(7))
     guess = EXACT.copy()
