@@ -19,6 +19,7 @@ _PUBLIC = {
         "ContactNumber",
         "CustomCV",
         "Distance",
+        "Position",
         "RadiusOfGyration",
         "Torsion",
         "from_bias_variable",

@@ -148,9 +148,11 @@ class Campaign:
             platform_properties=self.platform.properties,
         )
         torsions = [cv.atoms if isinstance(cv, Torsion) else None for cv in molecule.cvs]
-        self.z_matrix: ZMatrix = build_z_matrix(
-            molecule.n_atoms, molecule.bonds, molecule.masses, molecule.constraints, torsions
-        )
+        self.z_matrix: ZMatrix | None = None
+        if not molecule.tied:
+            self.z_matrix = build_z_matrix(
+                molecule.n_atoms, molecule.bonds, molecule.masses, molecule.constraints, torsions
+            )
         self.chirality = Chirality.of(molecule.positions, molecule.bonds)
         self.walkers: dict[int, Walker] = {}
         self.chain: list[Frames] = []

@@ -27,6 +27,7 @@ __all__ = [
     "ContactNumber",
     "CustomCV",
     "Distance",
+    "Position",
     "RadiusOfGyration",
     "Torsion",
     "as_cvs",
@@ -239,6 +240,43 @@ class Distance(_RangedCV):
 
     def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
         return mdtraj.compute_distances(trajectory, [self.atoms], periodic=False)
+
+
+class Position(CollectiveVariable):
+    """One Cartesian coordinate of a particle, nm; for particles that an external force ties to a place."""
+
+    def __init__(
+        self,
+        name: str,
+        atoms: Iterable[int],
+        axis: Literal["x", "y", "z"],
+        minimum: Any = None,
+        maximum: Any = None,
+        *,
+        windows: int | None = None,
+        force_constant: Any = None,
+    ) -> None:
+        super().__init__(
+            name, atoms, "nm", minimum=minimum, maximum=maximum, windows=windows, force_constant=force_constant
+        )
+        _require_count(self, 1)
+        if axis not in ("x", "y", "z"):
+            raise InputError(f"CV '{name}': the axis must be 'x', 'y' or 'z', got {axis!r}")
+        self.axis = axis
+
+    def force(self) -> openmm.Force:
+        return self._particle(openmm.CustomExternalForce(self.axis))
+
+    def bias_force(self, prefix: str) -> openmm.Force:
+        bias = openmm.CustomExternalForce(self._bias_energy(self.axis, prefix))
+        return self._with_bias_parameters(self._particle(bias), prefix)
+
+    def _particle(self, force: openmm.CustomExternalForce) -> openmm.CustomExternalForce:
+        force.addParticle(self.atoms[0], [])
+        return force
+
+    def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        return trajectory.xyz[:, self.atoms[0], "xyz".index(self.axis)]
 
 
 class Angle(_RangedCV):
@@ -493,6 +531,7 @@ def from_bias_variable(
 CV_KINDS: dict[str, type[CollectiveVariable]] = {
     "torsion": Torsion,
     "distance": Distance,
+    "position": Position,
     "angle": Angle,
     "radius_of_gyration": RadiusOfGyration,
     "rmsd": RMSD,

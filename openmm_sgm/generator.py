@@ -16,6 +16,7 @@ import torch
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from .cartesian import CartesianRepresentation
 from .diffusion import ScoreModel, encode_density, sample_with_density
 from .executors import run_units
 from .labels import LabelSpace
@@ -27,6 +28,12 @@ __all__ = ["Generator", "Samples", "generate", "log_densities"]
 FORMAT_VERSION = 1
 BATCH = 256
 """Samples integrated at once: large enough for the matrix products, small enough to stay in cache (measured)."""
+
+
+_KINDS: dict[type[Representation] | type[CartesianRepresentation], str] = {
+    Representation: "internal",
+    CartesianRepresentation: "cartesian",
+}
 
 
 class Samples(NamedTuple):
@@ -53,7 +60,7 @@ class Generator:
     steps : Runge–Kutta steps of the probability-flow ODE (four evaluations each)
     """
 
-    representation: Representation
+    representation: Representation | CartesianRepresentation
     network: ScoreNetwork
     steps: int = 10
 
@@ -118,6 +125,7 @@ class Generator:
         space = self.label_space
         header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
+            "representation": _KINDS[type(self.representation)],
             "n_atoms": self.representation.n_atoms,
             "steps": self.steps,
             "network": self.network.options.to_dict(),
@@ -152,7 +160,8 @@ class Generator:
         space = LabelSpace(**{name: tuple(values) for name, values in given.items()}, thermal=thermal)
         own = {k.removeprefix("representation."): v for k, v in arrays.items() if k.startswith("representation.")}
         weights = {k.removeprefix("network."): torch.tensor(v) for k, v in arrays.items() if k.startswith("network.")}
-        representation = Representation.from_arrays(own, space, int(header["n_atoms"]))
+        kind = {name: kind for kind, name in _KINDS.items()}[header.get("representation", "internal")]
+        representation = kind.from_arrays(own, space, int(header["n_atoms"]))
         n_features = weights["condition.0.weight"].shape[1] - 5
         network = ScoreNetwork(
             representation.n_linear, representation.n_rotors, n_features, NetworkOptions(**header["network"])

@@ -234,8 +234,11 @@ def find_hidden_states(
 
 def hidden_states_in_frames(frames: Frames, grid: WindowGrid, molecule: MolecularSystem) -> HiddenStates:
     """Compare the windows of this package's `frames`, which must be chains: simulated or injected, in time order."""
-    positions = frames.positions - frames.positions.mean(axis=1, keepdims=True)  # mdtraj is in single precision
-    observables = observables_of(molecule.trajectory(positions), frames.energies)
+    if molecule.tied:
+        observables = _coordinates(molecule, frames)
+    else:
+        positions = frames.positions - frames.positions.mean(axis=1, keepdims=True)  # mdtraj is in single precision
+        observables = observables_of(molecule.trajectory(positions), frames.energies)
     return find_hidden_states(
         observables, frames.windows, lambda rows, k: grid.reduced_bias(frames.cvs[rows], grid.centers[k])
     )
@@ -315,7 +318,15 @@ def untrusted(points: np.ndarray, grid: WindowGrid, windows: np.ndarray, distrus
     return np.asarray(shares[:, np.isin(windows, list(distrusted))].sum(axis=1) > UNTRUSTED_SHARE)
 
 
-# Observables of a molecule
+# Observables of a molecule, and of particles tied to a place
+
+
+def _coordinates(molecule: MolecularSystem, frames: Frames) -> list[Observable]:
+    """Return every coordinate of every particle, and the energy."""
+    names = [f"{axis} of {atom.residue}-{atom.name}" for atom in molecule.mdtraj_topology.atoms for axis in "xyz"]
+    columns = frames.positions.reshape(len(frames), -1).T
+    found = [Observable(name, column) for name, column in zip(names, columns, strict=True)]
+    return [*found, Observable("potential energy", frames.energies)]
 
 
 def observables_of(trajectory: mdtraj.Trajectory, energies: np.ndarray | None = None) -> list[Observable]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from .labels import LabelSpace
+from .whitening import fit_whitening
 from .zmatrix import ZMatrix, body_frame, internal_coordinates, place_atoms
 
 __all__ = ["Representation", "fit_representation"]
@@ -184,6 +185,13 @@ class Representation:
         widths = torch.log(self._spread(labels)).sum(1)
         return 2 * torch.log(bonds).sum(1) + torch.log(torch.sin(angles)).sum(1) + widths + constant
 
+    def has_coordinates_of(self, other: Any) -> bool:
+        """Return whether z means the same in both up to the fit, so that a network of one can go on with the other."""
+        names = ("rotors", "unimodal", "cv", "cv_of")
+        return isinstance(other, Representation) and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in names
+        )
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays, for safetensors."""
         return {
@@ -262,25 +270,6 @@ def fit_representation(
         unmixing=np.eye(n_linear),
     )
     raw = plain._raw_linear(bonds, angles, torsions, c)
-    features = label_space.features(c)
-    # ridge regression on the label's features, each coordinate in units of its own spread
-    grand_mean = (w[:, None] * raw).sum(0)
-    scale = torch.sqrt((w[:, None] * (raw - grand_mean) ** 2).sum(0)).clamp(1e-6)
-    target = (raw - grand_mean) / scale
-    penalty = torch.full((features.shape[1],), 20.0 / len(raw), dtype=torch.float64)
-    penalty[0] = 0.0
-    gram = features.T @ (w[:, None] * features) + torch.diag(penalty) + 1e-10 * torch.eye(len(penalty))
-    coefficients = torch.linalg.solve(gram, features.T @ (w[:, None] * target)) * scale
-    coefficients[0] += grand_mean
-    residual = (raw - features @ coefficients) / plain._spread(c) / scale
-    covariance = residual.T @ (w[:, None] * residual)
-    # shrink towards the diagonal as if n_linear further frames had been uncorrelated
-    shrink = n_linear / (n_linear + len(raw))
-    covariance = (1 - shrink) * covariance + shrink * torch.diag(torch.diagonal(covariance).clamp(1e-6))
-    values, vectors = torch.linalg.eigh(covariance)
-    values = values.clamp(1e-5)
-    # the symmetric root changes little from fit to fit, so that a network can go on from its previous weights
-    mixing = (vectors * torch.sqrt(values)) @ vectors.T * scale
-    unmixing = ((vectors / torch.sqrt(values)) @ vectors.T) / scale[:, None]
+    coefficients, mixing, unmixing = fit_whitening(raw, label_space.features(c), plain._spread(c), w)
     fitted = dict(vars(plain), coefficients=coefficients.numpy(), mixing=mixing.numpy(), unmixing=unmixing.numpy())
     return Representation(**fitted)

@@ -14,7 +14,7 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from .cvs import CollectiveVariable, as_cvs
+from .cvs import CollectiveVariable, Position, as_cvs
 from .units import InputError, strip_units
 
 __all__ = ["MolecularSystem", "bin_counts", "check_supported"]
@@ -153,6 +153,11 @@ class MolecularSystem:
         """Particles of the system, virtual sites included."""
         return self.system.getNumParticles()
 
+    @property
+    def tied(self) -> bool:
+        """Whether a CustomExternalForce ties the particles to a place: Cartesian coordinates are sampled then."""
+        return _is_tied(self.system)
+
     @cached_property
     def mdtraj_topology(self) -> mdtraj.Topology:
         """The topology for mdtraj."""
@@ -185,8 +190,8 @@ class MolecularSystem:
     def evaluate_cvs(self, positions: np.ndarray) -> np.ndarray:
         """Return the CVs, float64, shape (n, n_cvs), of positions (n, n_atoms, 3) in nm.
 
-        Configurations are centred first, which no CV may notice: the single precision of mdtraj then suffices for a
-        molecule that has drifted far.
+        Configurations in free space are centred first, which no CV may notice: the single precision of mdtraj then
+        suffices for a molecule that has drifted far.
         """
         positions = np.asarray(positions, dtype=np.float64)
         if positions.ndim != 3 or positions.shape[1:] != (self.n_atoms, 3):
@@ -194,7 +199,7 @@ class MolecularSystem:
         values = np.empty((len(positions), len(self.cvs)))
         for start in range(0, len(positions), CHUNK):
             chunk = positions[start : start + CHUNK]
-            trajectory = self.trajectory(chunk - chunk.mean(axis=1, keepdims=True))
+            trajectory = self.trajectory(chunk if self.tied else chunk - chunk.mean(axis=1, keepdims=True))
             for k, cv in enumerate(self.cvs):
                 values[start : start + CHUNK, k] = cv.evaluate(trajectory)
         return values
@@ -254,7 +259,7 @@ class MolecularSystem:
 
     def _check_cvs_agree(self) -> None:
         """Refuse a CV whose mdtraj function and OpenMM force differ at the starting positions, or one given twice."""
-        if self.n_atoms > 1 and not np.ptp(self.positions, axis=0).any():
+        if self.n_atoms > 1 and not self.tied and not np.ptp(self.positions, axis=0).any():
             raise InputError("all atoms are at one place: set the positions of the simulation first")
         forces = [openmm.XmlSerializer.serialize(cv.force()) for cv in self.cvs]
         for k, cv in enumerate(self.cvs):
@@ -284,26 +289,23 @@ class MolecularSystem:
 
 
 def check_supported(topology: app.Topology, system: openmm.System, cvs: Sequence[CollectiveVariable]) -> None:
-    """Refuse what the method cannot treat: one bonded molecule in free space at constant temperature is supported.
+    """Refuse what the method cannot treat, at constant temperature: supported is one bonded molecule in free space.
 
-    Virtual sites may be attached to it. A CMMotionRemover is harmless: it acts on no internal coordinate.
+    Virtual sites may be attached to it. A CMMotionRemover is harmless: it acts on no internal coordinate. Particles
+    that a CustomExternalForce ties to a place are supported as well, bonded or not.
 
     Raises
     ------
     InputError
-        for a barostat, periodic boundary conditions, forces that tie the molecule to a place, a topology without
-        bonds or of another size, several pieces, particles without mass that are no virtual sites, constraints other
-        than on bonds, or a CV on atoms that do not exist.
+        for a barostat, periodic boundary conditions, a topology without bonds or of another size, several pieces,
+        particles without mass that are no virtual sites, constraints other than on bonds, a CV on atoms that do not
+        exist; and in a tied system for constraints, virtual sites or a CMMotionRemover.
     """
     as_cvs(cvs)
     n = system.getNumParticles()
     for force in system.getForces():
         if isinstance(force, _BAROSTATS):
             raise InputError(f"constant volume (NVT) is meant: remove the barostat ({type(force).__name__})")
-        if isinstance(force, openmm.CustomExternalForce):
-            raise InputError(
-                "a CustomExternalForce ties the molecule to a place, where only internal coordinates are sampled"
-            )
     if system.usesPeriodicBoundaryConditions():
         raise InputError(
             "periodic boundary conditions are not supported yet: use NoCutoff (vacuum or implicit solvent)"
@@ -315,13 +317,20 @@ def check_supported(topology: app.Topology, system: openmm.System, cvs: Sequence
             raise InputError(
                 f"CV '{cv.name}' asks for atom {max(cv.atoms)}, but the system has {n} atoms, counted from 0"
             )
+    if _is_tied(system):
+        _check_tied(system)
+        return
+    for cv in cvs:
+        if isinstance(cv, Position):
+            raise InputError(
+                f"CV '{cv.name}' is a position, which a molecule in free space does not keep: tie the system to a "
+                "place with a CustomExternalForce, or choose an internal coordinate"
+            )
     bonds = _bonds(topology)
     if not len(bonds):
         raise InputError("the topology has no bonds: give a PDB of standard residues, CONECT records, or add bonds")
     masses = _masses(system)
-    for i in range(n):
-        if masses[i] == 0 and not system.isVirtualSite(i):
-            raise InputError(f"particle {i} has no mass and is no virtual site: frozen atoms are not supported")
+    _check_masses(system, masses)
     pieces = _count_pieces(masses, bonds)
     if pieces > 1:
         raise InputError(
@@ -336,7 +345,28 @@ def check_supported(topology: app.Topology, system: openmm.System, cvs: Sequence
             )
 
 
+def _check_masses(system: openmm.System, masses: np.ndarray) -> None:
+    for i, mass in enumerate(masses):
+        if mass == 0 and not system.isVirtualSite(i):
+            raise InputError(f"particle {i} has no mass and is no virtual site: frozen atoms are not supported")
+
+
+def _check_tied(system: openmm.System) -> None:
+    """Refuse what cannot be sampled in Cartesian coordinates."""
+    _check_masses(system, _masses(system))
+    if any(system.isVirtualSite(i) for i in range(system.getNumParticles())):
+        raise InputError("virtual sites are not supported in a system that a CustomExternalForce ties to a place")
+    if system.getNumConstraints():
+        raise InputError("constraints are not supported in a system that a CustomExternalForce ties to a place")
+    if any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces()):
+        raise InputError("a system that a CustomExternalForce ties to a place must have no CMMotionRemover")
+
+
 # Small readers of OpenMM objects
+
+
+def _is_tied(system: openmm.System) -> bool:
+    return any(isinstance(force, openmm.CustomExternalForce) for force in system.getForces())
 
 
 def _masses(system: openmm.System) -> np.ndarray:

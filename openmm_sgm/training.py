@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .cartesian import CartesianRepresentation, fit_cartesian
 from .diffusion import SIGMA_MAX, SIGMA_MIN, ScoreModel, training_loss
 from .frames import Selection
 from .generator import Generator
@@ -69,7 +70,7 @@ class TrainingSet:
         the hold-out
     """
 
-    representation: Representation
+    representation: Representation | CartesianRepresentation
     z: np.ndarray
     gradients: np.ndarray
     label_features: np.ndarray
@@ -108,7 +109,7 @@ class TrainingResult:
 def build_training_set(
     levels: Sequence[LevelFrames],
     *,
-    z_matrix: ZMatrix,
+    z_matrix: ZMatrix | None,
     rotors: list[tuple[int, int, int]],
     rng: np.random.Generator,
 ) -> TrainingSet:
@@ -121,6 +122,7 @@ def build_training_set(
     Parameters
     ----------
     levels : frames of each temperature; one without a ladder
+    z_matrix : of a molecule in free space; None for particles that are tied to a place
     """
     chosen, points = zip(*(_draw_rows(level, rng) for level in levels), strict=True)
     drawn = [level.frames.take(rows) for level, rows in zip(levels, chosen, strict=True)]
@@ -129,14 +131,19 @@ def build_training_set(
     positions, forces = permuted([positions, forces], rotors, rng)
     labels = np.concatenate([level.grid.labels(own) for level, own in zip(levels, points, strict=True)])
     molecule = levels[0].molecule
-    representation = fit_representation(
-        positions,
-        labels,
-        np.ones(len(labels)),
-        z_matrix=z_matrix,
-        label_space=levels[0].grid.label_space,
-        constraints=molecule.constraints,
-        masses=molecule.masses,
+    space = levels[0].grid.label_space
+    representation = (
+        fit_cartesian(positions, labels, space)
+        if z_matrix is None
+        else fit_representation(
+            positions,
+            labels,
+            np.ones(len(labels)),
+            z_matrix=z_matrix,
+            label_space=space,
+            constraints=molecule.constraints,
+            masses=molecule.masses,
+        )
     )
     sizes = [len(rows) for rows in chosen]
     beta = np.repeat([1 / thermal_energy(level.grid.temperature_k) for level in levels], sizes)
@@ -207,7 +214,7 @@ def train(
         network = ScoreNetwork(
             representation.n_linear, representation.n_rotors, data.label_features.shape[1], network_options
         )
-    if previous is not None and _same_coordinates(previous.representation, representation):
+    if previous is not None and representation.has_coordinates_of(previous.representation):
         network.load_state_dict(previous.network.state_dict())
     model = ScoreModel(network)
     z, gradients = torch.as_tensor(data.z), torch.as_tensor(data.gradients)
@@ -266,8 +273,3 @@ def _noise_levels(n: int, source: torch.Generator) -> torch.Tensor:
     """Return stratified log-uniform noise levels, shape (n, 1), in random order."""
     u = (torch.randperm(n, generator=source) + torch.rand(n, generator=source)) / max(n, 1)
     return (SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** u)[:, None]
-
-
-def _same_coordinates(a: Representation, b: Representation) -> bool:
-    names = ("rotors", "unimodal", "cv", "cv_of")
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)

@@ -23,6 +23,7 @@ from openmm_sgm.cvs import (
     ContactNumber,
     CustomCV,
     Distance,
+    Position,
     RadiusOfGyration,
     Torsion,
     as_cvs,
@@ -66,6 +67,7 @@ def _bias_variable(alanine: MolecularSystem) -> CollectiveVariable:
 # (constructor, tolerance of the value: mdtraj is in single precision)
 CVS: dict[str, tuple[Callable[[MolecularSystem], CollectiveVariable], float]] = {
     "torsion": (lambda _: Torsion("phi", (4, 6, 8, 14)), 5e-6),
+    "position": (lambda _: Position("y", (8,), "y", -1, 1), 1e-7),
     "distance": (lambda _: Distance("r", (1, 18), 0.3, 0.9), 5e-7),
     "angle": (lambda _: Angle("angle", (4, 8, 16), 0, 180 * unit.degree), 5e-6),
     "radius_of_gyration": (lambda _: RadiusOfGyration("rg", HEAVY, 1 * unit.angstrom, 4 * unit.angstrom), 5e-7),
