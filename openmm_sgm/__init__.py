@@ -33,7 +33,7 @@ _PUBLIC = {
     "system": ("MolecularSystem",),
     "system_file": ("load_system",),
     "training": ("TrainingOptions",),
-    "units": ("InputError", "SamplingError"),
+    "units": ("HiddenStateWarning", "InputError", "SamplingError"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--quick",
         action="store_true",
-        help=f"least time instead of fewest force evaluations, where these are cheap (default then {DEFAULT_QUICK}, "
-        "and not fewer)",
+        help="least time instead of fewest force evaluations, where these are cheap (the default is then "
+        f"{DEFAULT_QUICK}: opening windows over two torsions takes some 200000)",
     )
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
     run.set_defaults(function=_run)
@@ -129,6 +130,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     from .runfolder import has_state, load_state, prepare, read_status, save_state, write_results, write_status
     from .sampler import ScoreSampler
     from .system_file import load_system
+    from .units import HiddenStateWarning
 
     before = read_status(options.output) if options.resume and (options.output / "status.json").is_file() else {}
     quick = options.quick or before.get("quick", False)
@@ -160,7 +162,9 @@ def _run(options: argparse.Namespace, command: str) -> int:
     write_status(options.output, "running", sampler, budget, command)
     try:
         if left > 0:
-            sampler.run(left, target)
+            with warnings.catch_warnings():  # it is told with the others, at the end
+                warnings.simplefilter("ignore", HiddenStateWarning)
+                sampler.run(left, target)
         show.line("estimating")
         result = write_results(options.output, sampler, command)
         path = write_report(options.output)

@@ -309,6 +309,7 @@ def _collect(
                     values, errors = (np.array(snapshot[k], dtype=float) for k in ("free_energy", "std_error"))
                     surface = Surface(values, errors, tuple(edges), tuple(cv_names), tuple(units))
                     found.append((name, seed, snapshot, surface))
+    chosen: list[str] = []
     described = f"the file {path}" if given is not None else "none: no method has a surface"
     if given is None and found:
         longest = max(snapshot["budget"] for _, _, snapshot, _ in found)
@@ -334,6 +335,7 @@ def _collect(
         "seeds": seeds,
         "workers": workers,
         "reference": described,
+        "reference_methods": chosen,
         "limit_kj_mol": LIMIT_KJ_MOL,
         "settings": {name: METHODS[name].settings for name in names},
         "nested": {name: METHODS[name].nested for name in names},

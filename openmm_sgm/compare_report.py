@@ -163,6 +163,9 @@ def _verdicts(summary: Summary) -> list[str]:
         if best is None:
             sentences.append(f"At {_thousands(budget)} no method covers {LEAST_COVERAGE:.0%} of the bins.")
             continue
+        if summary.comparison.about.get("reference_methods") == [best]:
+            sentences.append(f"At {_thousands(budget)} there is no verdict: the reference is made of {best} alone.")
+            continue
         error = summary.median(best, budget, "rmse_kj_mol")
         sentence = f"At {_thousands(budget)} {best} has the smallest median error, {error:.2f} kJ/mol"
         if best != "score" and "score" in summary.methods:

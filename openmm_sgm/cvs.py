@@ -140,6 +140,21 @@ class CollectiveVariable(ABC):
         """Return a − b, wrapped into [−period/2, period/2) if the CV is periodic."""
         return self.wrap(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64))
 
+    def strip_units(self, value: Any) -> float:
+        """Return a value of the CV, a number or a Quantity, as a number in `unit`, or raise `InputError`."""
+        number = _number(self.name, "a value", value, _UNITS[self.unit])
+        if number is None:
+            raise InputError(f"CV '{self.name}': a value is needed, got None")
+        return number
+
+    def strip_force_constant(self, value: Any) -> float:
+        """Return an umbrella's force constant, a number or a Quantity, in kJ/mol/unit², or raise `InputError`."""
+        target = units.kilojoule_per_mole / _UNITS[self.unit] ** 2 if self.unit else units.kilojoule_per_mole
+        number = _number(self.name, "a force constant", value, target)
+        if number is None:
+            raise InputError(f"CV '{self.name}': a force constant is needed, got None")
+        return number
+
     def bias_force(self, prefix: str) -> openmm.Force:
         """Return the umbrella ½ k d², d the (wrapped) difference of CV and centre, off until told otherwise.
 

@@ -19,7 +19,7 @@ import scipy.sparse.csgraph
 from openmm import unit
 from scipy.special import expit
 
-from .cvs import CollectiveVariable
+from .cvs import CollectiveVariable, as_cvs
 from .frames import Frames, rows_by_window
 from .system import MolecularSystem
 from .units import InputError, strip_units, thermal_energy
@@ -61,6 +61,7 @@ CLEAR_MAJORITY = 4
 """Of two groups of windows that disagree the one that is so many times larger is right."""
 SAY = 0.7
 """With each step away, a window has so many times less to say on which of two windows is in the wrong basin."""
+FAR_KT = 50.0
 PROBES = 20
 """Frames of each window from which it is found which windows overlap."""
 UNTRUSTED_SHARE = 0.1
@@ -271,7 +272,13 @@ def hidden_states_in_trajectories(
     """
     if len(trajectories) != len(biases):
         raise InputError(f"each trajectory needs its bias, got {len(trajectories)} and {len(biases)}")
+    for k, part in enumerate(trajectories):
+        if not isinstance(part, mdtraj.Trajectory):
+            raise InputError(f"trajectory {k} must be an mdtraj.Trajectory, got {type(part).__name__}")
     beta = 1 / thermal_energy(strip_units(temperature, unit.kelvin))
+    for k, (part, bias) in enumerate(zip(trajectories, biases, strict=True)):
+        if isinstance(bias, Umbrella):  # of other biases the constant is not known
+            _check_near(beta * bias(part), k)
     reduced = np.concatenate(
         [np.stack([np.asarray(bias(part), dtype=float) for bias in biases], axis=1) for part in trajectories]
     )
@@ -289,18 +296,54 @@ class Umbrella:
     Attributes
     ----------
     cvs : one or more
-    center : in the CVs' units; force_constants : kJ/mol/unit²
+    center : a value for each, Quantity or in the CV's unit; force_constants : likewise, kJ/mol/unit²
     """
 
     cvs: Sequence[CollectiveVariable]
-    center: Sequence[float]
-    force_constants: Sequence[float]
+    center: Sequence[Any]
+    force_constants: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        cvs = as_cvs([self.cvs] if isinstance(self.cvs, CollectiveVariable) else self.cvs)
+        numbers = {}
+        for name in ("center", "force_constants"):
+            given = getattr(self, name)
+            try:
+                values = list(given)
+            except TypeError:  # one number, or one Quantity
+                values = [given]
+            if len(values) != len(cvs):
+                raise InputError(f"an umbrella over {len(cvs)} CVs needs as many numbers in {name}, got {given!r}")
+            numbers[name] = values
+        object.__setattr__(self, "cvs", cvs)
+        center = tuple(cv.strip_units(value) for cv, value in zip(cvs, numbers["center"], strict=True))
+        constants = tuple(cv.strip_force_constant(v) for cv, v in zip(cvs, numbers["force_constants"], strict=True))
+        object.__setattr__(self, "center", center)
+        object.__setattr__(self, "force_constants", constants)
 
     def __call__(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        _check_atoms(self.cvs, trajectory.n_atoms)
         total = np.zeros(trajectory.n_frames)
         for cv, center, constant in zip(self.cvs, self.center, self.force_constants, strict=True):
             total += 0.5 * constant * cv.difference(cv.evaluate(trajectory), np.asarray(center)) ** 2
         return total
+
+
+def _check_atoms(cvs: Sequence[CollectiveVariable], n_atoms: int) -> None:
+    for cv in cvs:
+        if cv.atoms and max(cv.atoms) >= n_atoms:
+            raise InputError(
+                f"CV '{cv.name}' asks for atom {max(cv.atoms)}, but the trajectory has {n_atoms}, counted from 0"
+            )
+
+
+def _check_near(own: np.ndarray, k: int) -> None:
+    """Refuse a window whose frames lie far from its centre by their own umbrella, in kT."""
+    if len(own) and np.median(own) > FAR_KT:
+        raise InputError(
+            f"half of the frames of trajectory {k} lie more than {np.sqrt(2 * np.median(own)):.0f} widths of its "
+            "umbrella from its centre: are centres in radians or nm, and biases in the order of the trajectories?"
+        )
 
 
 def untrusted(points: np.ndarray, grid: WindowGrid, windows: np.ndarray, distrusted: Iterable[int]) -> np.ndarray:

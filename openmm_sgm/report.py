@@ -76,6 +76,8 @@ def find_warnings(folder: Path) -> list[str]:
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no finished run: {Path(error.filename).name} is missing") from None
     except DAMAGE as error:
@@ -140,8 +142,8 @@ def _page(run: RunData, comparison: list[str]) -> str:
 
 
 def _compared(folder: Path, system: str) -> list[str]:
+    comparison = read_comparison(folder)
     with _readable(folder):
-        comparison = read_comparison(folder)
         if comparison.about["system"] != system:
             raise InputError(f"the comparison in {folder} is of {comparison.about['system']}, the run of {system}")
         return comparison_section(comparison)

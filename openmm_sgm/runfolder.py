@@ -145,7 +145,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     energy = simulated_minus_generated(chain, campaign.counted, draws)
     asked = np.isfinite(campaign.acceptance)
     too_high, unaffordable = unreached(campaign)
-    hidden = campaign.hidden_states()
+    hidden = sampler.hidden_states()
     result = {
         "system": sampler.molecule.name,
         "force_evaluations": {

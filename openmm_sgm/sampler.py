@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from operator import index
@@ -19,12 +20,13 @@ from .executors import make_executor, one_thread
 from .explore import explore, explore_ladder
 from .frames import BURN_IN, INJECTED, MD, Frames
 from .free_energy import Estimate, Method, Surface, estimate
+from .hidden import HiddenStates
 from .importance import Draws
 from .mbar import mbar_free_energies
 from .options import SamplerOptions
 from .system import MolecularSystem, bin_counts
 from .unbiased import LabelDistribution, MoveStatistics, UnbiasedMoves
-from .units import InputError, SamplingError, strip_units
+from .units import HiddenStateWarning, InputError, SamplingError, strip_units
 
 __all__ = ["ScoreSampler"]
 
@@ -116,6 +118,8 @@ class ScoreSampler:
         self.campaign: Campaign | None = None
         self.history: list[dict[str, Any]] = []
         self.wall_seconds = 0.0
+        self._clock = 0.0
+        self._hidden: tuple[int, HiddenStates] | None = None
         self._mover: UnbiasedMoves | None = None
         self._estimates: dict[tuple[Any, ...], Estimate] = {}
         self._mbar: tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
@@ -124,6 +128,8 @@ class ScoreSampler:
 
     def run(self, force_evaluations: int, target_error: Any = None) -> None:
         """Spend up to `force_evaluations` more: explore, then rounds of training, generation, injection, simulation.
+
+        Ends with a `HiddenStateWarning` where overlapping windows hold different states, see `hidden_states`.
 
         Parameters
         ----------
@@ -143,14 +149,23 @@ class ScoreSampler:
             self.campaign.plan.end = cost + budget
         else:
             self.campaign.plan = Plan(cost + budget, int(budget * o.explore_share), o.rounds)
-        started = time.perf_counter()
+        self._clock = time.perf_counter()
         with self._executor() as executor, one_thread():
             self.campaign.work_on(executor, max(1, self.workers))
             try:
                 while self.campaign.plan.rounds:
                     self._round(target_error)
             finally:
-                self.wall_seconds += time.perf_counter() - started
+                self._count_seconds()
+        disagreements = self.hidden_states().disagreements
+        if disagreements:
+            more = f", and {len(disagreements) - 1} more pairs disagree" if len(disagreements) > 1 else ""
+            warnings.warn(
+                f"overlapping windows hold different states: {disagreements[0]}{more}; surface and averages are not to "
+                "be trusted there, and their errors do not cover it: see hidden_states(), and SamplerOptions.ladder",
+                HiddenStateWarning,
+                stacklevel=2,
+            )
 
     def check_budget(self, force_evaluations: int) -> int:
         """Return a budget as a whole number, or raise `InputError` for one that is too small to begin with."""
@@ -222,7 +237,7 @@ class ScoreSampler:
 
     def _more_where_windows_disagree(self, windows: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """Return the windows' shares of the next draws, larger for those that do not agree with their neighbours."""
-        doubtful = np.isin(windows, self._begun().hidden_states().flagged)
+        doubtful = np.isin(windows, self.hidden_states().flagged)
         if doubtful.any():
             self.progress(f"{doubtful.sum()} windows disagree with their neighbours and are drawn more often")
         shares = shares * np.where(doubtful, DOUBT, 1.0)
@@ -258,7 +273,12 @@ class ScoreSampler:
         )
         return error
 
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.wall_seconds, self._clock = self.wall_seconds + now - self._clock, now
+
     def _tell(self) -> None:
+        self._count_seconds()
         if self.on_round is not None:
             self.on_round(self)
 
@@ -342,6 +362,17 @@ class ScoreSampler:
             self._mbar = (campaign.cost.total, result)
         return self._mbar[1]
 
+    def hidden_states(self) -> HiddenStates:
+        """Return where overlapping windows disagree on a torsion, a handedness or the energy; see `find_hidden_states`.
+
+        `disagreements` has the pairs of windows, `blamed()` the windows that stand against the others; window k's
+        centre is `campaign.describe(k)`. A state that all windows have missed is not seen.
+        """
+        campaign = self._campaign()
+        if self._hidden is None or self._hidden[0] != campaign.cost.total:
+            self._hidden = (campaign.cost.total, campaign.hidden_states())
+        return self._hidden[1]
+
     # in the user's own simulation
 
     def reseed(self, simulation: app.Simulation, values: Mapping[str, Any]) -> float:
@@ -372,8 +403,7 @@ class ScoreSampler:
             raise InputError(f"give the values by name, such as {{{names[0]!r}: 1.0}}, got {type(values).__name__}")
         if set(values) != set(names):
             raise InputError(f"give a value for each of {', '.join(names)}, got {', '.join(values) or 'none'}")
-        target = {"rad": unit.radian, "nm": unit.nanometer, "": unit.dimensionless}
-        label = np.array([strip_units(values[cv.name], target[cv.unit]) for cv in self.molecule.cvs])
+        label = np.array([cv.strip_units(values[cv.name]) for cv in self.molecule.cvs])
         for cv, value in zip(self.molecule.cvs, label, strict=True):
             if not cv.minimum <= value <= cv.maximum:
                 known = f"{cv.minimum:g} to {cv.maximum:g} {cv.unit}"
@@ -384,7 +414,8 @@ class ScoreSampler:
         configuration, effective = mover.draw_at(simulation.context, groups, label, RESEED_DRAWS, rng)
         if configuration is None:
             raise InputError(
-                f"the generator cannot be trusted at {dict(values)}: {effective:.1f} effective draws of {RESEED_DRAWS}"
+                f"the generator cannot be trusted at {dict(values)}, {effective:.1f} of {RESEED_DRAWS} draws being "
+                "effective: choose another place, or call run() with more force evaluations"
             )
         mover.place(simulation.context, groups, configuration, rng)
         return effective

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 from openmm import unit
 
-__all__ = ["BOLTZMANN_KJ_MOL_K", "InputError", "SamplingError", "one_line", "strip_units", "thermal_energy"]
+__all__ = [
+    "BOLTZMANN_KJ_MOL_K",
+    "HiddenStateWarning",
+    "InputError",
+    "SamplingError",
+    "one_line",
+    "strip_units",
+    "thermal_energy",
+]
 
 BOLTZMANN_KJ_MOL_K = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 
@@ -18,6 +26,10 @@ class InputError(ValueError):
 
 class SamplingError(RuntimeError):
     """A run cannot go on, through no fault of the input's form; the message says why in one sentence."""
+
+
+class HiddenStateWarning(UserWarning):
+    """Overlapping windows hold different states: results that rest on them are not to be trusted."""
 
 
 def one_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from test_cli import draw_nothing, write_system
 from openmm_sgm import compare as compare_module
 from openmm_sgm.cli import main
 from openmm_sgm.compare import COLUMNS, Comparison, budget_series, compare
-from openmm_sgm.compare_report import Summary, cost_to_reach, write_comparison
+from openmm_sgm.compare_report import Summary, _verdicts, cost_to_reach, write_comparison
 from openmm_sgm.free_energy import Surface
 from openmm_sgm.measure import LIMIT_KJ_MOL, load_reference, mean_reference, surface_error
 from openmm_sgm.rivals import METHODS, Method, Snapshot
@@ -286,6 +286,9 @@ def test_without_a_reference_the_mean_of_the_longest_runs_stands_and_is_named(
     result = compare(MOLECULE, tmp_path / "out", methods=["umbrella", "md"], budgets=[1000, 4000], seeds=2)
     assert "mean of the runs of 4,000 force evaluations of umbrella, md" in result.about["reference"]
     errors = {(r["method"], r["budget"]): r["rmse_kj_mol"] for r in result.rows}
+    assert not any("no verdict" in sentence for sentence in _verdicts(Summary(result)))
+    alone = compare(MOLECULE, tmp_path / "alone", methods=["md"], budgets=[1000, 4000], seeds=2)
+    assert _verdicts(Summary(alone))[1] == "At 4k there is no verdict: the reference is made of md alone."
     # umbrella is off by ±0.4 there and md by ±2: their mean by ±1.2
     assert errors["umbrella", 4000] == pytest.approx(0.8, abs=1e-9)
     assert errors["md", 4000] == pytest.approx(0.8, abs=1e-9)

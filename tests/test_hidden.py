@@ -5,6 +5,7 @@ from __future__ import annotations
 import mdtraj
 import numpy as np
 import pytest
+from openmm import unit
 from synthetic import CENTERS, GRID, KT, chain
 from test_symmetry import changed, settings_of
 
@@ -311,3 +312,34 @@ def test_trajectories_with_their_biases_give_the_same(
     assert 3 in without.blamed()
     with pytest.raises(InputError, match="each trajectory needs its bias"):
         hidden_states_in_trajectories(trajectories, biases[1:], 300.0)
+
+
+def test_an_umbrella_takes_quantities_and_single_numbers(alanine: MolecularSystem) -> None:
+    phi, trajectory = Torsion("phi", (4, 6, 8, 14)), alanine.trajectory(alanine.positions[None])
+    plain = Umbrella([phi], [-1.0], [100.0])
+    expected = 50 * phi.difference(phi.evaluate(trajectory), np.array(-1.0)) ** 2
+    np.testing.assert_allclose(plain(trajectory), expected)
+    constant = 100 * unit.kilojoule_per_mole / unit.radian**2
+    for other in (
+        Umbrella(phi, -1.0, 100.0),
+        Umbrella([phi], [-1.0 * unit.radian], [constant]),
+        Umbrella(phi, np.degrees(-1.0) * unit.degree, constant),
+    ):
+        np.testing.assert_allclose(other(trajectory), plain(trajectory))
+
+
+def test_umbrella_data_that_cannot_be_meant_is_refused(alanine: MolecularSystem) -> None:
+    phi, trajectory = Torsion("phi", (4, 6, 8, 14)), alanine.trajectory(alanine.positions[None])
+    with pytest.raises(InputError, match="over 1 CVs needs as many numbers in center"):
+        Umbrella([phi], [-1.0, 2.0], [100.0])
+    with pytest.raises(InputError, match="CV 'phi': a force constant must be a number or a Quantity"):
+        Umbrella([phi], [-1.0], ["stiff"])
+    with pytest.raises(InputError, match="CV 'phi': a value must be a number or a Quantity in radian"):
+        Umbrella([phi], [1 * unit.nanometer], [100.0])
+    with pytest.raises(InputError, match="CV 'far' asks for atom 22, but the trajectory has 22"):
+        Umbrella([Torsion("far", (4, 6, 8, 22))], [-1.0], [100.0])(trajectory)
+    degrees = Umbrella([phi], [-78.0], [2000.0])
+    with pytest.raises(InputError, match=r"frames of trajectory 1 lie more than .* widths .* radians"):
+        hidden_states_in_trajectories([trajectory] * 2, [Umbrella([phi], [-1.3], [100.0]), degrees], 300.0)
+    with pytest.raises(InputError, match=r"trajectory 0 must be an mdtraj.Trajectory, got ndarray"):
+        hidden_states_in_trajectories([alanine.positions], [degrees], 300.0)  # type: ignore[list-item]
