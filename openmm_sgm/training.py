@@ -111,6 +111,7 @@ def build_training_set(
     z_matrix: ZMatrix,
     rotors: list[tuple[int, int, int]],
     rng: np.random.Generator,
+    drawn_rows: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> TrainingSet:
     """Draw a training set in which every label of a level has the same share, and fit the representation to it.
 
@@ -121,8 +122,10 @@ def build_training_set(
     Parameters
     ----------
     levels : frames of each temperature; one without a ladder
+    drawn_rows : for each level the rows, int64, shape (rows,), and their labels, shape (rows, n_cvs), where these have
+        been drawn by another law than the above
     """
-    chosen, points = zip(*(_draw_rows(level, rng) for level in levels), strict=True)
+    chosen, points = zip(*(drawn_rows or [_draw_rows(level, rng) for level in levels]), strict=True)
     drawn = [level.frames.take(rows) for level, rows in zip(levels, chosen, strict=True)]
     positions = np.concatenate([frames.positions for frames in drawn])
     forces = np.concatenate([frames.forces for frames in drawn])
