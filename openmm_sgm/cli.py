@@ -209,6 +209,9 @@ def _train(options: argparse.Namespace, command: str) -> int:
         raise InputError(f"the seed must be a whole number, 0 or more, got {options.seed}")
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise InputError(f"{options.output} is there already and not an empty folder: choose another --output")
+    above = next(folder for folder in options.output.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise InputError(f"cannot make the folder {options.output}: {above} is not a folder that can be written to")
     molecule = load_system(options.system)
     frames = load_frames(options.frames) if options.frames else read_trajectories(molecule, options.trajectory)
     show = _Progress(1)
