@@ -92,7 +92,7 @@ def deviations(molecule: MolecularSystem, grid: WindowGrid, assumed: WindowGrid)
     cvs = molecule.evaluate_cvs(unbiased(20_000, 4))
     effective = effective_frames(cvs, grid)
     covered = np.flatnonzero(effective >= 200)
-    rows, labels = draw_labelled_rows(cvs, assumed, covered, 4000, np.random.default_rng(3))
+    rows, labels = draw_labelled_rows(cvs, assumed, covered, 3000, np.random.default_rng(3))
     window = np.array([grid.nearest(label) for label in labels])
     counts = np.bincount(window, minlength=len(effective))[covered]
     assert len(covered) >= 8
@@ -122,6 +122,31 @@ def test_label_noise_of_another_width_is_noticed(molecule: MolecularSystem, grid
     assert np.sqrt(np.mean(variance**2)) > 4
 
 
+def test_labels_of_two_torsions_scatter_by_the_umbrella_over_the_period() -> None:
+    """Of frames uniform on the torus, ξ − c is N(0, kT/κ) in each torsion, and c is uniform.
+
+    Broken on purpose: fails where the difference is not wrapped, and where frames are cut off one width from a label.
+    """
+    torsions = (sgm.Torsion("phi", (0, 1, 2, 3)), sgm.Torsion("psi", (1, 2, 3, 4)))
+    grid = WindowGrid.over(torsions, TEMPERATURE_K)
+    rng = np.random.default_rng(6)
+    frames, n = 40_000, 4000
+    cvs = rng.uniform(-np.pi, np.pi, (frames, 2))
+    covered = np.flatnonzero(effective_frames(cvs, grid) >= ENOUGH)
+    assert len(covered) == 324
+    rows, labels = draw_labelled_rows(cvs, grid, covered, n, rng)
+    scaled = grid.difference(cvs[rows], labels) / np.sqrt(KT / grid.force_constants)
+    error = np.sqrt(1 / n + 1 / frames)
+    assert np.abs(scaled.mean(axis=0)).max() < 4 * error
+    assert np.abs((scaled**2).mean(axis=0) - 1).max() < 4 * np.sqrt(2) * error
+    assert abs((scaled[:, 0] * scaled[:, 1]).mean()) < 4 * error
+    edge = np.abs(labels) > np.pi - np.sqrt(KT / grid.force_constants)
+    outward = (scaled * np.sign(labels))[edge]
+    assert abs(outward.mean()) < 4 * np.sqrt(1 / len(outward) + 1 / edge.mean() / frames)
+    harmonics = np.exp(1j * labels).mean(axis=0)
+    assert np.abs(harmonics).max() < 4 / np.sqrt(n)
+
+
 # the generator
 
 
@@ -130,8 +155,7 @@ def test_generated_configurations_have_the_law_of_their_umbrella(
 ) -> None:
     """Raw: mean and variance of the distance at labels that are no window centres, against the closed form.
 
-    Broken on purpose: with labels drawn by half the force constant the variances are too large by 60 to 100 standard
-    errors together, and the effective sample size of the weights falls below the bound as well.
+    Broken on purpose: with labels drawn by half the force constant, z-scores reach 4.6, and 2.9 in the RMS.
     """
     n, kappa = 300, grid.force_constants[0]
     labels = np.linspace(0.12, 0.18, 6)[:, None]
@@ -325,7 +349,7 @@ def test_run_with_a_generator_from_the_command_line(
     monkeypatch.setattr("openmm_sgm.sampler.SamplerOptions", quick_options)
     monkeypatch.setattr("openmm_sgm.report.write_report", lambda folder: folder / "report.html")
     assert main(["train", str(folder), "--trajectory", str(trajectory), "--output", str(tmp_path / "pre")]) == 0
-    arguments = ["run", str(folder), "--force-evaluations", "6000", "--workers", "0", "--output", str(tmp_path / "out")]
+    arguments = ["run", str(folder), "--force-evaluations", "4000", "--workers", "0", "--output", str(tmp_path / "out")]
     check_refused(
         capfd,
         [*arguments, "--generator", str(tmp_path / "pre")],

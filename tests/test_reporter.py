@@ -42,7 +42,8 @@ def positions(simulation: app.Simulation) -> np.ndarray:
 
 
 def test_the_simulation_runs_as_without_it(tmp_path: Path) -> None:
-    """Bit for bit. BREAKAGE"""
+    """Bit for bit. Broken on purpose: fails when `report` sets positions, or velocities, to what they are in single
+    precision, and when it takes a step of its own."""
     alone = triatomic_simulation()
     alone.step(60 * INTERVAL)  # before the other begins: on this platform all share one source of noise
     observed = recorded(tmp_path, 60)[0]
@@ -104,7 +105,7 @@ def test_frames_can_be_read_while_the_script_runs_and_after_a_kill(tmp_path: Pat
 
 
 def test_damaged_files_are_left_out_and_named(tmp_path: Path) -> None:
-    """Broken on purpose: without the shape check, the file of another molecule is not noticed."""
+    """Broken on purpose: without the shape check, the file with forces of another molecule stops the reading."""
     _, reporter = recorded(tmp_path, 60)
     reporter.close()
     shards = sorted(tmp_path.glob("frames-*.npz"))
