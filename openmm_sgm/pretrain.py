@@ -307,7 +307,7 @@ def _nothing_covered(molecule: MolecularSystem, cvs: np.ndarray, effective: np.n
 
 def _value(cv: CollectiveVariable, value: float | None) -> str:
     assert value is not None
-    return f"{np.degrees(value):.0f}°" if cv.unit == "rad" else f"{value:.3g} {cv.unit}".rstrip()
+    return f"{round(float(np.degrees(value)))}°" if cv.unit == "rad" else f"{value:.3g} {cv.unit}".rstrip()
 
 
 # are these frames of this molecule?
