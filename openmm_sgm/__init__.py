@@ -29,6 +29,8 @@ _PUBLIC = {
     "hidden": ("HiddenStates", "Observable", "Umbrella", "find_hidden_states", "hidden_states_in_trajectories"),
     "options": ("SamplerOptions",),
     "networks": ("NetworkOptions",),
+    "pretrain": ("Pretrained", "read_trajectories", "train_from_frames"),
+    "reporter": ("FrameReporter", "RecordedFrames", "load_frames"),
     "sampler": ("ScoreSampler",),
     "system": ("MolecularSystem",),
     "system_file": ("load_system",),

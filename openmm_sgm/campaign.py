@@ -12,6 +12,7 @@ import numpy as np
 import openmm
 import torch
 
+from .cartesian import CartesianRepresentation
 from .cvs import Torsion
 from .executors import SerialExecutor, one_thread
 from .frames import BURN_IN, GENERATED, INJECTED, MD, SEED, Frames, Selection
@@ -22,15 +23,16 @@ from .inject import Chirality, Ledger, impossible, log_importance, metropolis_ch
 from .mbar import bias_terms, weighted_mbar
 from .options import SamplerOptions
 from .platforms import PlatformChoice, choose_platform
+from .representation import Representation
 from .simulate import MDSettings, Segment, evaluate, run_segments
 from .symmetry import threefold_rotors
 from .system import MolecularSystem
 from .training import LevelFrames, build_training_set, train
-from .units import thermal_energy
+from .units import InputError, thermal_energy
 from .windows import WindowGrid
 from .zmatrix import ZMatrix, build_z_matrix
 
-__all__ = ["Campaign", "Cost", "Plan", "Walker"]
+__all__ = ["Campaign", "Cost", "Plan", "Walker", "refuse_unfit"]
 
 MOST_INJECTED = 100
 """States of a window's chain that are kept of one round's Metropolis tests; more are thinned."""
@@ -132,8 +134,7 @@ class Campaign:
         self.molecule, self.options, self.seed, self.say = molecule, options, seed, say
         self.target = target or self
         self._executor, self._chunks = executor or SerialExecutor(), chunks
-        ladder = (self.target.molecule.temperature_k, *options.ladder) if options.ladder else ()
-        self.grid = WindowGrid.over(molecule.cvs, molecule.temperature_k, ladder)
+        self.grid = _grid(molecule, options, self.target.molecule.temperature_k)
         self.beta = 1 / thermal_energy(molecule.temperature_k)
         system, prefixes, physical_groups = molecule.biased_system()
         self.platform: PlatformChoice = choose_platform(system, molecule.positions)
@@ -147,12 +148,7 @@ class Campaign:
             platform=self.platform.name,
             platform_properties=self.platform.properties,
         )
-        torsions = [cv.atoms if isinstance(cv, Torsion) else None for cv in molecule.cvs]
-        self.z_matrix: ZMatrix | None = None
-        if not molecule.tied:
-            self.z_matrix = build_z_matrix(
-                molecule.n_atoms, molecule.bonds, molecule.masses, molecule.constraints, torsions
-            )
+        self.z_matrix = _z_matrix(molecule)
         self.chirality = Chirality.of(molecule.positions, molecule.bonds)
         self.walkers: dict[int, Walker] = {}
         self.chain: list[Frames] = []
@@ -604,3 +600,56 @@ class Campaign:
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed.spawn(1)[0])
+
+
+def _grid(molecule: MolecularSystem, options: SamplerOptions, target_k: float) -> WindowGrid:
+    ladder = (target_k, *options.ladder) if options.ladder else ()
+    return WindowGrid.over(molecule.cvs, molecule.temperature_k, ladder)
+
+
+def _z_matrix(molecule: MolecularSystem) -> ZMatrix | None:
+    """Return the molecule's Z-matrix; None for particles that are tied to a place."""
+    if molecule.tied:
+        return None
+    torsions = [cv.atoms if isinstance(cv, Torsion) else None for cv in molecule.cvs]
+    return build_z_matrix(molecule.n_atoms, molecule.bonds, molecule.masses, molecule.constraints, torsions)
+
+
+def refuse_unfit(generator: Generator, molecule: MolecularSystem, options: SamplerOptions) -> None:
+    """Refuse a generator that a run of `molecule` cannot begin with: its masses and constraints enter the weights.
+
+    Raises
+    ------
+    InputError
+        for one of another molecule, or with other labels.
+    """
+    given = generator.label_space
+    _refuse_other_molecule(generator.representation, molecule)
+    wanted = _grid(molecule, options, molecule.temperature_k).label_space
+    same = (given.periods, given.thermal) == (wanted.periods, wanted.thermal)
+    if not same or not np.allclose([given.minimum, given.maximum], [wanted.minimum, wanted.maximum]):
+        raise InputError(
+            "the generator has other labels than this run: give it the CVs, ranges and ladder that it was trained with"
+        )
+
+
+def _refuse_other_molecule(own: Representation | CartesianRepresentation, molecule: MolecularSystem) -> None:
+    z_matrix = _z_matrix(molecule)
+    if z_matrix is None or isinstance(own, CartesianRepresentation):
+        if z_matrix is not None or isinstance(own, Representation) or own.n_atoms != molecule.n_atoms:
+            raise InputError(f"the generator is of another system than {molecule.name}")
+        return
+    inverse = np.zeros(molecule.n_atoms)
+    inverse[molecule.masses > 0] = 1 / molecule.masses[molecule.masses > 0]
+    if own.n_atoms != molecule.n_atoms or not np.allclose(own.inverse_masses, inverse):
+        raise InputError(f"the generator is of another molecule than {molecule.name}: the masses differ")
+    pairs = np.array([(i, j) for i, j, _ in molecule.constraints], dtype=np.int64)
+    same = np.array_equal(own.constraints, pairs.reshape(-1, 2)) and all(
+        np.array_equal(getattr(own.z_matrix, name), getattr(z_matrix, name))
+        for name in ("order", "references", "cv_torsions")
+    )
+    if not same or not np.allclose(own.z_matrix.constant_bonds, z_matrix.constant_bonds, equal_nan=True):
+        raise InputError(
+            f"the generator is not of {molecule.name} with these CVs: bonds, constraints or the torsions that are CVs "
+            "differ"
+        )

@@ -1,4 +1,4 @@
-"""The command line: `openmm-sgm run`, `compare`, `status` and `report`. Bad input gets one sentence and exit code 2."""
+"""The command line: `openmm-sgm run`, `train`, `compare`, `status`, `report`. Bad input: one sentence, exit code 2."""
 
 from __future__ import annotations
 
@@ -81,8 +81,26 @@ def _parser() -> argparse.ArgumentParser:
         help="least time instead of fewest force evaluations, where these are cheap (the default is then "
         f"{DEFAULT_QUICK}: opening windows over two torsions takes some 200000)",
     )
+    run.add_argument(
+        "--generator", type=Path, metavar="DIR", help="begin with this generator: of `train`, or of another run"
+    )
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
     run.set_defaults(function=_run)
+
+    train = verbs.add_parser("train", help="train a generator on unbiased frames that there are already")
+    train.add_argument("system", type=Path, metavar="SYSTEM_FOLDER", help="a folder with system.toml")
+    data = train.add_mutually_exclusive_group(required=True)
+    data.add_argument(
+        "--trajectory",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="unbiased dynamics at the system's temperature, in a format that mdtraj reads; may be given several times",
+    )
+    data.add_argument("--frames", type=Path, metavar="FOLDER", help="what a FrameReporter has written")
+    train.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
+    train.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="S", help="default 1")
+    train.set_defaults(function=_train)
 
     compare = verbs.add_parser("compare", help="run several methods on one system and compare their errors and costs")
     compare.add_argument("system", type=Path, metavar="SYSTEM_FOLDER", help="a folder with system.toml")
@@ -146,6 +164,8 @@ def _run(options: argparse.Namespace, command: str) -> int:
         write_status(options.output, "running", sampler, budget, command)
 
     chosen: dict[str, Any] = {"options": _options(ladder, quick)} if ladder or quick else {}
+    if options.generator is not None:
+        chosen["generator"] = _load_generator(options.generator)
     sampler = ScoreSampler(
         molecule, seed=seed, workers=options.workers, progress=show.line, on_round=after_round, **chosen
     )
@@ -181,6 +201,47 @@ def _run(options: argparse.Namespace, command: str) -> int:
         show.note(f"warning: {warning}")
     print(path)
     return 0
+
+
+def _train(options: argparse.Namespace, command: str) -> int:
+    from .pretrain import read_trajectories, train_from_frames, write_pretrained
+    from .reporter import load_frames
+    from .system_file import load_system
+    from .units import InputError
+
+    if options.seed < 0:
+        raise InputError(f"the seed must be a whole number, 0 or more, got {options.seed}")
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        raise InputError(f"{options.output} is there already and not an empty folder: choose another --output")
+    above = next(folder for folder in options.output.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise InputError(f"cannot make the folder {options.output}: {above} is not a folder that can be written to")
+    molecule = load_system(options.system)
+    frames = load_frames(options.frames) if options.frames else read_trajectories(molecule, options.trajectory)
+    show = _Progress(1)
+    result = train_from_frames(molecule, frames, seed=options.seed, progress=show.note)
+    write_pretrained(options.output, result, options.seed, command)
+    for line in result.left_out:
+        show.note(f"left out: {line}")
+    show.note(result.coverage)
+    losses = [loss for _, loss in result.held_out]
+    show.note(
+        f"held-out loss {losses[0]:.3f} before, {min(losses):.3f} after {result.steps} steps; "
+        f"{result.force_evaluations:,} force evaluations"
+    )
+    print(options.output / "generator")
+    return 0
+
+
+def _load_generator(folder: Path) -> Any:
+    from .generator import Generator
+    from .runfolder import DAMAGE
+    from .units import InputError, one_line
+
+    try:
+        return Generator.load(folder)
+    except (*DAMAGE, RuntimeError) as error:  # the latter for weights of another shape
+        raise InputError(f"{folder} holds no generator that can be read: {one_line(error)}") from None
 
 
 def _compare(options: argparse.Namespace, command: str) -> int:

@@ -112,6 +112,7 @@ def build_training_set(
     z_matrix: ZMatrix | None,
     rotors: list[tuple[int, int, int]],
     rng: np.random.Generator,
+    drawn_rows: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> TrainingSet:
     """Draw a training set in which every label of a level has the same share, and fit the representation to it.
 
@@ -123,8 +124,10 @@ def build_training_set(
     ----------
     levels : frames of each temperature; one without a ladder
     z_matrix : of a molecule in free space; None for particles that are tied to a place
+    drawn_rows : for each level the rows, int64, shape (rows,), and their labels, shape (rows, n_cvs), where these have
+        been drawn by another law than the above
     """
-    chosen, points = zip(*(_draw_rows(level, rng) for level in levels), strict=True)
+    chosen, points = zip(*(drawn_rows or [_draw_rows(level, rng) for level in levels]), strict=True)
     drawn = [level.frames.take(rows) for level, rows in zip(levels, chosen, strict=True)]
     positions = np.concatenate([frames.positions for frames in drawn])
     forces = np.concatenate([frames.forces for frames in drawn])
