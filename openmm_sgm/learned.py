@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
@@ -98,9 +99,15 @@ class DiffusionCoordinate(nn.Module):
         x, epsilon = diffusion_map.landmarks, diffusion_map.bandwidth
         c = diffusion_map.coefficients
         psi = diffusion_map.eigenvectors[:, coordinate] / diffusion_map.eigenvalues[coordinate]
-        self._scaled = x / (2 * epsilon)
-        self._squares = (x**2).sum(axis=1) / (4 * epsilon)
+        # k(f, x_j) = exp(a_j · (f, f·f, 1)), and the three sums over landmarks that value and support are made of.
+        self._half_rate = 1 / (2 * epsilon)
+        self._exponents = np.column_stack(
+            [x / (2 * epsilon), np.full(len(x), -1 / (4 * epsilon)), -(x**2).sum(axis=1) / (4 * epsilon)]
+        )
+        self._scaled = np.ascontiguousarray(self._exponents[:, :-2])
         self._terms = np.stack([np.ones_like(c), c, c * psi], axis=1)
+        self._floor = SUPPORT_FACTOR * diffusion_map.threshold
+        self._width = -math.log(SUPPORT_FACTOR)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         s, psi = self.support(features), self.map.extend(features)[:, self.coordinate]
@@ -115,20 +122,22 @@ class DiffusionCoordinate(nn.Module):
 
         The gradient is None off the data.
         """
-        epsilon, off, threshold = self.map.bandwidth, self.off_value, self.map.threshold
-        kernel = np.exp(self._scaled @ features - self._squares - features @ features / (4 * epsilon))
+        augmented = np.empty(len(features) + 2)
+        augmented[:-2], augmented[-2], augmented[-1] = features, features @ features, 1.0
+        kernel = np.exp(self._exponents @ augmented)
         q, denominator, numerator = (kernel @ self._terms).tolist()
-        width = -np.log(SUPPORT_FACTOR)
-        t = np.log(q / (SUPPORT_FACTOR * threshold)) / width if q > SUPPORT_FACTOR * threshold else 0.0
-        if t <= 0:
-            return off, None
-        t = min(t, 1.0)
-        s, slope = t * t * (3 - 2 * t), 6 * t * (1 - t) / (width * q)
+        if q <= self._floor:
+            return self.off_value, None
         psi = numerator / denominator
-        # The value is a function of three sums over landmarks; these are its derivatives by each.
-        by_sum = np.array([(psi - off) * slope, -s * psi / denominator, s / denominator])
+        above = psi - self.off_value
+        t = min(math.log(q / self._floor) / self._width, 1.0)
+        s, slope = t * t * (3 - 2 * t), 6 * t * (1 - t) / (self._width * q)
+        # The derivatives by the three sums, then through the kernel.
+        by_sum = np.array([above * slope, -s * psi / denominator, s / denominator])
         kernel *= self._terms @ by_sum
-        return off + s * (psi - off), kernel @ self._scaled - features * (kernel.sum() / (2 * epsilon))
+        gradient = kernel @ self._scaled
+        gradient -= features * (self._half_rate * float(kernel.sum()))
+        return self.off_value + s * above, gradient
 
     def description(self) -> dict[str, Any]:
         return {"coordinate": self.coordinate, "off_value": self.off_value}
@@ -249,12 +258,12 @@ class TorchCV(CollectiveVariable):
             "module": {"kind": kind, **self.module.description()},
         }
         if isinstance(self.module, DiffusionCoordinate):
-            arrays = {name: torch.tensor(value) for name, value in self.module.map.arrays().items()}
+            arrays = {name: torch.as_tensor(value) for name, value in self.module.map.arrays().items()}
         else:
-            arrays = {name: value.contiguous() for name, value in self.module.state_dict().items()}
+            arrays = self.module.state_dict()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, folder / "cv.safetensors")
+        save_file({name: array.contiguous() for name, array in arrays.items()}, folder / "cv.safetensors")
         (folder / "cv.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
