@@ -214,7 +214,7 @@ def fit_diffusion_map(
         bandwidth=epsilon,
         alpha=float(alpha),
         eigenvalues=values[order],
-        eigenvectors=psi,
+        eigenvectors=np.ascontiguousarray(psi),
         density=density,
         threshold=float(np.quantile(own, SUPPORT_QUANTILE)),
     )

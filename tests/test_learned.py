@@ -101,7 +101,7 @@ def test_weights_restore_the_density_of_biased_data() -> None:
 
     sampled = (1100 * gaussian(-0.5) + 1100 * gaussian(0.5) + 150 * (np.abs(y) < 1)) / 2500
     weights = np.exp(-((x**2 - 1) ** 2) - 0.5 * (y / 0.4) ** 2) / sampled
-    points = s_shape(x, y)
+    points = np.stack([x, y], axis=1)
     first = {
         name: fit_diffusion_map(points, n_coordinates=1, weights=w, alpha=0.5).eigenvectors[:, 0]
         for name, w in (("weighted", weights), ("plain", None))
