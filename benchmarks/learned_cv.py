@@ -19,17 +19,19 @@ from pathlib import Path
 import numpy as np
 import openmm
 import torch
+from threadpoolctl import threadpool_limits
 
 from openmm_sgm.cvs import CollectiveVariable
 from openmm_sgm.diffusion_maps import fit_diffusion_map
 from openmm_sgm.features import PairDistances
-from openmm_sgm.learned import MLP, LinearProjection, TorchCV, diffusion_cv
+from openmm_sgm.learned import MLP, LinearProjection, TorchCV, diffusion_cv, distil
 from openmm_sgm.system import MolecularSystem
 from openmm_sgm.system_file import load_system
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "systems" / "alanine_dipeptide_vacuum", ROOT / "systems" / "alanine_dipeptide_obc")
 LANDMARKS = (100, 300, 1000)
+HIDDEN = (4, 6, 16)
 FRAMES = 3000
 FRAME_INTERVAL = 50
 HOT_K = 600.0
@@ -39,7 +41,9 @@ TURN_STEPS = 1000
 
 
 def main(folders: list[Path]) -> None:
-    rows = [row for folder in folders for row in compare(load_system(folder), folder.name)]
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        rows = [row for folder in folders for row in compare(load_system(folder), folder.name)]
     output = ROOT / "benchmarks" / "results" / "learned_cv.json"
     output.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -56,9 +60,13 @@ def compare(molecule: MolecularSystem, system: str) -> list[dict[str, float | st
         found = fit_diffusion_map(features, n_coordinates=2, max_landmarks=m, seed=1)
         print(f"{system}: {m} landmarks, bandwidth {found.bandwidth:.4g} nm², eigenvalues {found.eigenvalues}")
         cvs[f"diffusion map, {m} landmarks"] = diffusion_cv("psi1", found, 0, pairs)
+    for hidden in HIDDEN:
+        small = distil(diffusion_cv("psi1", found, 0, pairs), features, hidden=hidden)
+        print(f"{system}: {hidden} units, R² {small.r_squared:.5f}, rank correlation {small.rank_correlation:.4f}")
+        cvs[f"distilled, {hidden} units"] = small.cv
     linear = LinearProjection(features.mean(axis=0), generator.normal(size=len(pairs.pairs)))
     cvs["linear (OpenMM force)"] = TorchCV("linear", linear, pairs, -50, 50)
-    cvs["network 45-32-1 (torch)"] = TorchCV("network", MLP((pairs.n_features, 32, 1)), pairs, -50, 50)
+    cvs["network 45-32-32-1 (torch)"] = TorchCV("network", MLP((pairs.n_features, 32, 32, 1)), pairs, -50, 50)
     contexts = {name: biased_context(molecule, cv) for name, cv in cvs.items()}
     speeds: dict[str, list[float]] = {name: [] for name in cvs}
     for _ in range(TURNS):

@@ -28,7 +28,7 @@ _PUBLIC = {
     "free_energy": ("Estimate", "Surface"),
     "generator": ("Generator",),
     "hidden": ("HiddenStates", "Observable", "Umbrella", "find_hidden_states", "hidden_states_in_trajectories"),
-    "learned": ("MLP", "LinearProjection", "TorchCV", "diffusion_cv", "tica_component"),
+    "learned": ("MLP", "LinearProjection", "TorchCV", "diffusion_cv", "distil", "tica_component"),
     "options": ("SamplerOptions",),
     "networks": ("NetworkOptions",),
     "sampler": ("ScoreSampler",),

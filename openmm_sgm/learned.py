@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import openmm
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
 from torch import nn
 
 from .cvs import CollectiveVariable
@@ -25,14 +27,20 @@ from .units import InputError, one_line
 __all__ = [
     "MLP",
     "DiffusionCoordinate",
+    "Distilled",
     "LinearProjection",
     "OffSupportWarning",
     "TorchCV",
     "diffusion_cv",
+    "distil",
     "tica_component",
 ]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "silu": nn.SiLU, "softplus": nn.Softplus}
+OPENMM_UNITS = 32
+"""Variables that one CustomCVForce can hold."""
+DISTIL_ITERATIONS = 300
+WEIGHT_DECAY = 1e-5
 OFF_MARGIN = 0.1
 """Off the data a diffusion coordinate is held this fraction of its range below the range."""
 
@@ -153,8 +161,9 @@ MODULES: dict[str, type[Any]] = {kind.__name__: kind for kind in (LinearProjecti
 class TorchCV(CollectiveVariable):
     """A CV that is a torch module of features of the positions; dimensionless.
 
-    OpenMM runs it as a `PythonForce` (OpenMM 8.4 or later), at the cost of a call of Python each step; a
-    `LinearProjection` of pair distances becomes an OpenMM force of its own. The umbrella is that of every CV.
+    OpenMM runs it as a `PythonForce` (OpenMM 8.4 or later), at the cost of a call of Python each step. Of pair
+    distances, a `LinearProjection` and an `MLP` with one hidden layer of at most `OPENMM_UNITS` tanh units need no
+    Python: they become OpenMM forces, on any platform. `distil` makes such a network of any other CV.
 
     A system that holds a PythonForce is serialised with a pickle of this module's classes inside the XML, which passes
     between the processes of a run in memory. `save` writes no pickle, and what another process deserialises must be
@@ -163,7 +172,8 @@ class TorchCV(CollectiveVariable):
     >>> features = PairDistances(itertools.combinations(heavy_atoms, 2))
     >>> found = fit_diffusion_map(cv_features, n_coordinates=2, max_landmarks=300)
     >>> cv = diffusion_cv("psi1", found, 0, features)
-    >>> cv.save(folder)
+    >>> fast = distil(cv, cv_features).cv
+    >>> fast.save(folder)
 
     Parameters
     ----------
@@ -200,21 +210,31 @@ class TorchCV(CollectiveVariable):
         self.features = features
 
     def force(self) -> openmm.Force:
-        if isinstance(self.module, LinearProjection) and isinstance(self.features, PairDistances):
-            return self._linear_force(self.features.pairs)
+        if isinstance(self.features, PairDistances):
+            if isinstance(self.module, LinearProjection):
+                return _weighted_distances(self.features, self.module.vector, self.module.mean)
+            if _runs_in_openmm(self.module):
+                return self._network_force("cv_value")
         if not hasattr(openmm, "PythonForce"):
             raise InputError(f"CV '{self.name}' needs OpenMM 8.4 or later, which has PythonForce")
         force = openmm.PythonForce(_Evaluator(self.name, self.module, self.features), {})
         force.setParticles(self.atoms)
         return force
 
-    def _linear_force(self, pairs: Iterable[tuple[int, int]]) -> openmm.Force:
-        force = openmm.CustomBondForce("weight*(r-mean)")
-        force.addPerBondParameter("weight")
-        force.addPerBondParameter("mean")
-        numbers = zip(self.module.vector.tolist(), self.module.mean.tolist(), strict=True)
-        for pair, (weight, mean) in zip(pairs, numbers, strict=True):
-            force.addBond(*pair, [weight, mean])
+    def bias_force(self, prefix: str) -> openmm.Force:
+        if isinstance(self.features, PairDistances) and _runs_in_openmm(self.module):
+            return self._with_bias_parameters(self._network_force(self._bias_energy("cv_value", prefix)), prefix)
+        return super().bias_force(prefix)
+
+    def _network_force(self, energy: str) -> openmm.CustomCVForce:
+        """Return `energy`, an expression of cv_value, where that is Σ_h v_h tanh(b_h + Σ_p W_hp r_p) + c."""
+        assert isinstance(self.features, PairDistances)
+        first, second = self.module.layers[0], self.module.layers[2]
+        hidden = zip(second.weight[0].tolist(), first.bias.tolist(), strict=True)
+        terms = [f"({v!r})*tanh(hidden{h}+({b!r}))" for h, (v, b) in enumerate(hidden)]
+        force = openmm.CustomCVForce(f"{energy}; cv_value={'+'.join(terms)}+({second.bias.item()!r})")
+        for h, weights in enumerate(first.weight.detach()):
+            force.addCollectiveVariable(f"hidden{h}", _weighted_distances(self.features, weights))
         return force
 
     def _features(self, trajectory: mdtraj.Trajectory) -> torch.Tensor:
@@ -327,6 +347,97 @@ def tica_component(trajectories: Iterable[np.ndarray], lag: int, component: int 
     data = [np.asarray(trajectory, dtype=np.float64) for trajectory in trajectories]
     model = TICA(lagtime=lag, dim=component + 1).fit(data).fetch_model()
     return LinearProjection(model.mean_0, model.singular_vectors_left[:, component])
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A small network in the place of a CV, and how well it stands for it on points that it was not fitted to.
+
+    Attributes
+    ----------
+    cv : a `TorchCV` whose module is an `MLP` with one hidden layer; of the same name, range and windows
+    r_squared : 1 − mean squared error/variance
+    rank_correlation : Spearman's
+    """
+
+    cv: TorchCV
+    r_squared: float
+    rank_correlation: float
+
+
+def distil(cv: TorchCV, features: np.ndarray, *, hidden: int = 6, seed: int = 0) -> Distilled:
+    """Return a network of `hidden` tanh units fitted to `cv` at features (n, d), by least squares (L-BFGS).
+
+    It is a CV in its own right, as exact in reweighting as any, at the cost of OpenMM forces. It does not know where
+    its data end: off them its value and gradient are bounded but mean nothing, and it biases. `support` of the CV that
+    it stands for tells which frames those were; points off the support are not fitted to. Every third point is held
+    out.
+    """
+    points = torch.as_tensor(np.asarray(features, dtype=np.float64))
+    if points.ndim != 2 or points.shape[1] != cv.features.n_features:
+        raise InputError(f"CV '{cv.name}' is of {cv.features.n_features} features, got shape {tuple(points.shape)}")
+    with torch.no_grad():
+        if hasattr(cv.module, "support"):
+            points = points[cv.module.support(points) == 1]
+        target = cv.module(points).reshape(-1)
+    if len(points) < 3 * hidden:
+        raise InputError(f"{hidden} hidden units need {3 * hidden} points or more on the data, got {len(points)}")
+    mean, scale = points.mean(0), points.std(0).clamp(min=1e-6)
+    z, held_out = (points - mean) / scale, torch.arange(len(points)) % 3 == 2
+    network = MLP((points.shape[1], hidden, 1))
+    first: Any = network.layers[0]
+    second: Any = network.layers[2]
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for layer in (first, second):
+            layer.weight.copy_(torch.as_tensor(rng.normal(size=layer.weight.shape) / np.sqrt(layer.weight.shape[1])))
+            layer.bias.zero_()
+    optimiser = torch.optim.LBFGS(
+        network.parameters(), max_iter=DISTIL_ITERATIONS, history_size=30, line_search_fn="strong_wolfe"
+    )
+    variance = target.var()
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        error = ((network(z[~held_out]) - target[~held_out]) ** 2).mean() / variance
+        total = error + WEIGHT_DECAY * (first.weight**2).mean() * points.shape[1]
+        total.backward()
+        return total
+
+    optimiser.step(loss)
+    network.requires_grad_(False)
+    found, wanted = network(z[held_out]), target[held_out]
+    first.weight /= scale
+    first.bias -= first.weight @ mean
+    return Distilled(
+        TorchCV(
+            cv.name, network, cv.features, cv.minimum, cv.maximum, windows=cv.windows, force_constant=cv.force_constant
+        ),
+        r_squared=float(1 - ((found - wanted) ** 2).mean() / wanted.var(correction=0)),
+        rank_correlation=float(spearmanr(found.numpy(), wanted.numpy()).statistic),
+    )
+
+
+def _runs_in_openmm(module: nn.Module) -> bool:
+    return (
+        isinstance(module, MLP)
+        and module.activation == "tanh"
+        and len(module.sizes) == 3
+        and module.sizes[1] <= OPENMM_UNITS
+    )
+
+
+def _weighted_distances(
+    features: PairDistances, weights: torch.Tensor, means: torch.Tensor | None = None
+) -> openmm.CustomBondForce:
+    """Return Σ w (r − mean) over the pairs."""
+    force = openmm.CustomBondForce("weight*(r-mean)")
+    force.addPerBondParameter("weight")
+    force.addPerBondParameter("mean")
+    offsets = torch.zeros_like(weights) if means is None else means
+    for pair, weight, mean in zip(features.pairs, weights.tolist(), offsets.tolist(), strict=True):
+        force.addBond(*pair, [weight, mean])
+    return force
 
 
 class _Evaluator:

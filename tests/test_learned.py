@@ -26,6 +26,7 @@ from openmm_sgm.learned import (
     OffSupportWarning,
     TorchCV,
     diffusion_cv,
+    distil,
     tica_component,
 )
 from openmm_sgm.system import MolecularSystem
@@ -261,10 +262,11 @@ def every_cv(pairs: PairDistances, found: DiffusionMap) -> dict[str, TorchCV]:
         "diffusion map": diffusion_cv("psi1", found, 0, pairs),
         "linear": TorchCV("tic1", LinearProjection(np.full(pairs.n_features, 0.4), vector), pairs, -50, 50),
         "network": TorchCV("net", MLP((pairs.n_features, 8, 8, 1), "silu"), pairs, -50, 50),
+        "small network": TorchCV("small", MLP((pairs.n_features, 32, 1)), pairs, -50, 50),
     }
 
 
-KINDS = ("diffusion map", "linear", "network")
+KINDS = ("diffusion map", "linear", "network", "small network")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -400,6 +402,26 @@ def test_coordinates_bias_a_particle(moon: DiffusionMap) -> None:
     _, gradient = cv.module.value_and_gradient(np.array([u, v]))
     assert forces(context, x)[1] == pytest.approx(-7.0 * psi * np.array([gradient[1], 0, gradient[0]]), rel=1e-3)
     assert (forces(context, x)[0] == 0).all()
+
+
+def test_distilled_cv_stands_for_its_map_and_needs_no_python(
+    alanine: MolecularSystem, alanine_conformations: np.ndarray, pairs: PairDistances, alanine_map
+) -> None:
+    """On configurations of neither fit nor hold-out too. Fails if the standardisation is not folded into the layer."""
+    rng = np.random.default_rng(14)
+    x = np.repeat(alanine_conformations, 20, axis=0)
+    x = x + rng.normal(scale=0.007, size=x.shape)
+    parent = diffusion_cv("psi1", alanine_map, 0, pairs, -4, 4, windows=7)
+    found = distil(parent, pairs(torch.as_tensor(x[::2])).numpy(), hidden=6)
+    assert found.r_squared > 0.95
+    trajectory = alanine.trajectory(x[1::2])
+    residual = found.cv.evaluate(trajectory) - parent.evaluate(trajectory)
+    assert residual.var() < 0.05 * parent.evaluate(trajectory).var()
+    assert (found.cv.name, found.cv.minimum, found.cv.windows) == ("psi1", -4, 7)
+    for force in (found.cv.force(), found.cv.bias_force("sgm0")):
+        assert "PythonForce" not in openmm.XmlSerializer.serialize(force)
+    with pytest.raises(InputError, match="18 points or more"):
+        distil(parent, alanine_map.landmarks[:10])
 
 
 # Files and adaptors
