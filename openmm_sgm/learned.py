@@ -166,8 +166,8 @@ class TorchCV(CollectiveVariable):
     Python: they become OpenMM forces, on any platform. `distil` makes such a network of any other CV.
 
     A system that holds a PythonForce is serialised with a pickle of this module's classes inside the XML, which passes
-    between the processes of a run in memory. `save` writes no pickle, and what another process deserialises must be
-    able to import `openmm_sgm` and the class of the module.
+    between the processes of a run in memory; they must be able to import the class of the module. `save` writes no
+    pickle. Write the XML of such a system to no file, and read none that you did not write.
 
     >>> features = PairDistances(itertools.combinations(heavy_atoms, 2))
     >>> found = fit_diffusion_map(cv_features, n_coordinates=2, max_landmarks=300)
@@ -320,7 +320,7 @@ def diffusion_cv(
 ) -> TorchCV:
     """Return coordinate `coordinate` (from 0) of a map of `features` as a CV; its range is by default the landmarks'.
 
-    Off the data the CV is held at a value below its range, `OFF_MARGIN` of the range away. Its frames then fall in no
+    Off the data the CV is held at a value below its range and its landmarks', `OFF_MARGIN` of the range away. Its frames then fall in no
     bin, an umbrella's energy there is constant and its force zero, and the step up to it at the edge of the data
     keeps a simulation from leaving them to escape its umbrella. It remains a function of the configuration, so that
     reweighting stays exact; the step itself lies where the kernel density falls from the landmarks' 1 % quantile to a
@@ -331,7 +331,8 @@ def diffusion_cv(
     psi = diffusion_map.eigenvectors[:, coordinate]
     low = float(psi.min()) if minimum is None else float(minimum)
     high = float(psi.max()) if maximum is None else float(maximum)
-    module = DiffusionCoordinate(diffusion_map, coordinate, low - OFF_MARGIN * (high - low))
+    lowest, highest = min(low, float(psi.min())), max(high, float(psi.max()))
+    module = DiffusionCoordinate(diffusion_map, coordinate, lowest - OFF_MARGIN * (highest - lowest))
     return TorchCV(name, module, features, low, high, windows=windows, force_constant=force_constant)
 
 

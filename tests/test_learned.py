@@ -60,7 +60,7 @@ def moon() -> DiffusionMap:
 
 @pytest.mark.parametrize("bend", [half_moon, s_shape])
 def test_first_coordinate_is_the_slow_variable_of_a_bent_double_well(bend) -> None:
-    """Of points that the map was not fitted to as well, by Nyström. Fails with a kernel of u alone for the S."""
+    """Of points that the map was not fitted to as well, by Nyström. Seen to fail for the S with 100 times the bandwidth."""
     rng = np.random.default_rng(1)
     x = double_well(rng, 1600)
     points = bend(x, rng.normal(scale=0.1, size=1600))
@@ -115,7 +115,7 @@ def test_rates_on_a_circle_are_squares_of_whole_numbers() -> None:
     """α = 1 on an unevenly sampled unit circle: −Δ has 1, 1, 4, 4, with cos and sin of θ and 2θ.
 
     At equal quantiles of the density there is no sampling error, and what is left is of order ε and the spacing
-    squared. α = 0 gives none of these numbers; ε for 4ε in the kernel gives a quarter.
+    squared. α = 0 misses the numbers. Seen to fail with 2ε for 4ε in the kernel.
     """
     u = (np.arange(1500) + 0.5) / 1500 * 2 * np.pi
     theta = u + 0.5 * np.sin(u)  # density 1/(1 + 0.5 cos u), a ratio of 3
@@ -153,7 +153,7 @@ def test_rate_of_a_double_well_is_that_of_the_generator() -> None:
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_extension_is_the_eigenvector_at_the_landmarks(alpha: float) -> None:
-    """Fails if the density of the landmarks, q(x_j)^−α, or their weights are left out of the extension."""
+    """Seen to fail with the density of the landmarks, q(x_j)^−α, or their weights left out of the extension."""
     rng = np.random.default_rng(5)
     points = half_moon(double_well(rng, 300), rng.normal(scale=0.1, size=300))
     found = fit_diffusion_map(points, n_coordinates=3, weights=rng.uniform(0.2, 2, 300), alpha=alpha)
@@ -161,6 +161,7 @@ def test_extension_is_the_eigenvector_at_the_landmarks(alpha: float) -> None:
 
 
 def test_eigenvectors_are_orthonormal_over_the_stationary_distribution(moon: DiffusionMap) -> None:
+    """Seen to fail with the eigenvectors of the symmetric matrix in their place."""
     kernel = np.exp(-moon.exponents(torch.as_tensor(moon.landmarks)).numpy())
     stationary = moon.coefficients * (kernel @ moon.coefficients)
     stationary /= stationary.sum()
@@ -171,7 +172,7 @@ def test_eigenvectors_are_orthonormal_over_the_stationary_distribution(moon: Dif
 def test_gradient_agrees_with_finite_differences_on_and_beside_the_data(moon: DiffusionMap) -> None:
     """Closed form, autograd and central differences, also where the support is between 0 and 1.
 
-    Fails if the slope of the support is left out of the closed form.
+    Seen to fail with the slope of the support left out of the closed form.
     """
     module = DiffusionCoordinate(moon, 0, -3.0)
     rng = np.random.default_rng(6)
@@ -194,7 +195,10 @@ def test_gradient_agrees_with_finite_differences_on_and_beside_the_data(moon: Di
 
 
 def test_support_holds_the_data_and_nothing_far_from_them(moon: DiffusionMap) -> None:
-    """Fresh points of the same law are on the data but for the quantile and its scatter; the moon's centre is off."""
+    """Fresh points of the same law are on the data but for the quantile and its scatter; the moon's centre is off.
+
+    Seen to fail with 20 times the threshold.
+    """
     rng = np.random.default_rng(7)
     fresh = half_moon(double_well(rng, 2000), rng.normal(scale=0.1, size=2000))
     assert (moon.support(fresh) == 1).mean() > 0.97
@@ -226,6 +230,7 @@ def test_map_refuses_what_it_cannot_use() -> None:
 
 
 def test_of_many_points_landmarks_are_drawn_with_their_weights() -> None:
+    """Seen to fail with the weights of the first points for those drawn."""
     rng = np.random.default_rng(9)
     points, weights = rng.normal(size=(500, 2)), rng.uniform(0.5, 2, 500)
     found, again, other = (
@@ -275,7 +280,7 @@ def test_openmm_force_is_the_gradient_of_the_value(
 ) -> None:
     """The value by mdtraj is the force's energy to single precision; its forces are central differences of it.
 
-    Fails if the sign of the force is turned, or the atoms of a pair are taken in the order of the whole system.
+    Seen to fail with the sign of the force turned, an atom of a pair taken for another, or a network's last bias lost.
     """
     cv = every_cv(pairs, alanine_map)[kind]
     molecule = copy.copy(alanine)
@@ -349,7 +354,7 @@ def test_off_the_data_the_umbrella_has_no_force_and_says_so(
 ) -> None:
     """A stretched molecule: value below the range, force exactly 0, a warning by either route, once a simulation.
 
-    Fails if the support is left out of the CV: the value is then that of the nearest landmark, within the range.
+    Seen to fail with the support left out of the CV: the value is then that of the nearest landmark, in the range.
     """
     cv = diffusion_cv("psi1", alanine_map, 0, pairs)
     stretched = 3 * alanine_conformations[0]
@@ -373,7 +378,10 @@ def test_off_the_data_the_umbrella_has_no_force_and_says_so(
 def test_forces_are_finite_and_the_energy_continuous_all_the_way_off_the_data(
     alanine: MolecularSystem, alanine_conformations: np.ndarray, pairs: PairDistances, alanine_map
 ) -> None:
-    """Stretching from 1 to 2: the energy's change is the integral of the force, through the step and beyond."""
+    """Stretching from 1 to 2: the energy's change is the integral of the force, through the step and beyond.
+
+    Seen to fail with the slope of the support left out.
+    """
     cv = diffusion_cv("psi1", alanine_map, 0, pairs)
     context = reference_context(bias_system(cv, alanine.n_atoms))
     context.setParameter("sgm0_force_constant", 10.0)
@@ -390,7 +398,7 @@ def test_forces_are_finite_and_the_energy_continuous_all_the_way_off_the_data(
 
 
 def test_coordinates_bias_a_particle(moon: DiffusionMap) -> None:
-    """A particle of a moon-shaped cloud in x and z; y has no force. Fails with the axes in another order."""
+    """A particle of a moon-shaped cloud in x and z; y has no force. Seen to fail with the axes sorted."""
     cv = diffusion_cv("along", moon, 0, Coordinates((1,), (2, 0)))
     context = reference_context(bias_system(cv, 2))
     context.setParameter("sgm0_force_constant", 7.0)
@@ -407,7 +415,7 @@ def test_coordinates_bias_a_particle(moon: DiffusionMap) -> None:
 def test_distilled_cv_stands_for_its_map_and_needs_no_python(
     alanine: MolecularSystem, alanine_conformations: np.ndarray, pairs: PairDistances, alanine_map
 ) -> None:
-    """On configurations of neither fit nor hold-out too. Fails if the standardisation is not folded into the layer."""
+    """On configurations of neither fit nor hold-out too. Seen to fail with the scale not folded into the layer."""
     rng = np.random.default_rng(14)
     x = np.repeat(alanine_conformations, 20, axis=0)
     x = x + rng.normal(scale=0.007, size=x.shape)
