@@ -320,11 +320,11 @@ def diffusion_cv(
 ) -> TorchCV:
     """Return coordinate `coordinate` (from 0) of a map of `features` as a CV; its range is by default the landmarks'.
 
-    Off the data the CV is held at a value below its range and its landmarks', `OFF_MARGIN` of the range away. Its frames then fall in no
-    bin, an umbrella's energy there is constant and its force zero, and the step up to it at the edge of the data
-    keeps a simulation from leaving them to escape its umbrella. It remains a function of the configuration, so that
-    reweighting stays exact; the step itself lies where the kernel density falls from the landmarks' 1 % quantile to a
-    hundredth of that.
+    Off the data the CV is held at a value below its range and its landmarks', `OFF_MARGIN` of the range away. Its
+    frames then fall in no bin, an umbrella's energy there is constant and its force zero, and the step up to it at the
+    edge of the data keeps a simulation from leaving them to escape its umbrella. It remains a function of the
+    configuration, so that reweighting stays exact; the step itself lies where the kernel density falls from the
+    landmarks' 1 % quantile to a hundredth of that.
     """
     if not 0 <= coordinate < diffusion_map.eigenvectors.shape[1]:
         raise InputError(f"the map has {diffusion_map.eigenvectors.shape[1]} coordinates, counted from 0")

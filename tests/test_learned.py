@@ -60,7 +60,7 @@ def moon() -> DiffusionMap:
 
 @pytest.mark.parametrize("bend", [half_moon, s_shape])
 def test_first_coordinate_is_the_slow_variable_of_a_bent_double_well(bend) -> None:
-    """Of points that the map was not fitted to as well, by Nyström. Seen to fail for the S with 100 times the bandwidth."""
+    """By Nyström, of other points as well. Seen to fail for the S with 100 times the bandwidth."""
     rng = np.random.default_rng(1)
     x = double_well(rng, 1600)
     points = bend(x, rng.normal(scale=0.1, size=1600))
