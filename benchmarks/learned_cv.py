@@ -21,10 +21,11 @@ import openmm
 import torch
 from threadpoolctl import threadpool_limits
 
+from openmm_sgm.cv_functions import MLP, LinearProjection
 from openmm_sgm.cvs import CollectiveVariable
 from openmm_sgm.diffusion_maps import fit_diffusion_map
 from openmm_sgm.features import PairDistances
-from openmm_sgm.learned import MLP, LinearProjection, TorchCV, diffusion_cv, distil
+from openmm_sgm.learned import TorchCV, diffusion_cv, distil
 from openmm_sgm.system import MolecularSystem
 from openmm_sgm.system_file import load_system
 

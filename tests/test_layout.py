@@ -16,6 +16,7 @@ ORDER = (
     "cvs",
     "diffusion_maps",
     "features",
+    "cv_functions",
     "learned",
     "system",
     "system_file",

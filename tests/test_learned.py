@@ -17,18 +17,10 @@ from conftest import energy, forces, reference_context
 from scipy.linalg import eigvalsh_tridiagonal
 from scipy.stats import spearmanr
 
+from openmm_sgm.cv_functions import MLP, DiffusionCoordinate, LinearProjection, tica_component
 from openmm_sgm.diffusion_maps import DiffusionMap, choose_bandwidth, fit_diffusion_map
 from openmm_sgm.features import Coordinates, Features, PairDistances
-from openmm_sgm.learned import (
-    MLP,
-    DiffusionCoordinate,
-    LinearProjection,
-    OffSupportWarning,
-    TorchCV,
-    diffusion_cv,
-    distil,
-    tica_component,
-)
+from openmm_sgm.learned import OffSupportWarning, TorchCV, diffusion_cv, distil
 from openmm_sgm.system import MolecularSystem
 from openmm_sgm.units import InputError
 
