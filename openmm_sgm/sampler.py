@@ -23,6 +23,7 @@ from .free_energy import Estimate, Method, Surface, estimate
 from .generator import Generator
 from .hidden import HiddenStates
 from .importance import Draws
+from .lifting import ScoreLifting
 from .mbar import mbar_free_energies
 from .options import SamplerOptions
 from .system import MolecularSystem, bin_counts
@@ -380,6 +381,15 @@ class ScoreSampler:
         if self._hidden is None or self._hidden[0] != campaign.cost.total:
             self._hidden = (campaign.cost.total, campaign.hidden_states())
         return self._hidden[1]
+
+    @property
+    def generator(self) -> ScoreLifting:
+        """The latest generator, with `lift` and `restrict`."""
+        campaign = self._campaign()
+        if campaign.generator is None:
+            raise InputError("there is no generator yet: call run() with a larger budget first")
+        known = [part.cvs for part in (*campaign.chain, *(draws.frames for draws in campaign.rounds))]
+        return ScoreLifting(self.molecule, campaign.grid, np.concatenate(known), campaign.generator)
 
     # in the user's own simulation
 

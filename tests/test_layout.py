@@ -37,6 +37,7 @@ ORDER = (
     "diffusion",
     "generator",
     "training",
+    "lifting",
     "inject",
     "importance",
     "mbar",
