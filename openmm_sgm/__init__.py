@@ -12,6 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "bursts": ("run_bursts",),
+    "cells": ("CellGrid",),
     "cvs": (
         "RMSD",
         "Angle",
@@ -23,11 +25,13 @@ _PUBLIC = {
         "Torsion",
         "from_bias_variable",
     ),
+    "effective": ("EffectiveDynamics", "estimate_drift_and_diffusion"),
     "free_energy": ("Estimate", "Surface"),
     "generator": ("Generator",),
     "hidden": ("HiddenStates", "Observable", "Umbrella", "find_hidden_states", "hidden_states_in_trajectories"),
     "options": ("SamplerOptions",),
     "networks": ("NetworkOptions",),
+    "reduced": ("ReducedEquation",),
     "sampler": ("ScoreSampler",),
     "system": ("MolecularSystem",),
     "system_file": ("load_system",),
