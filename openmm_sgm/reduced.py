@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 import scipy.sparse
+from scipy.linalg import expm
 from scipy.ndimage import map_coordinates
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
@@ -44,11 +45,14 @@ class ReducedEquation:
     diffusion : float64, shape (n_cells, d, d), CV unit²/ps, symmetric; a cell where it is not positive definite is
         unknown. An off-diagonal element too large for jumps between neighbouring cells (it would need one over a
         longer diagonal) is cut to `LARGEST_CROSS` of the largest possible
+    log_density : float64, shape (n_cells,), of the stationary law where that is known, see `on_surface`; None where
+        the drift alone decides
     """
 
     grid: CellGrid
     drift: np.ndarray
     diffusion: np.ndarray
+    log_density: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n, d = self.grid.n_cells, len(self.grid.shape)
@@ -59,6 +63,18 @@ class ReducedEquation:
             )
         if not self._usable.any():
             raise InputError("no cell has a drift and a positive diffusion: more bursts are needed")
+
+    @staticmethod
+    def on_surface(grid: CellGrid, log_density: np.ndarray, diffusion: np.ndarray) -> ReducedEquation:
+        """Return overdamped motion with a stationary law that is known: b = D ∇ln p + ∇·D, in detailed balance.
+
+        log_density : float64, shape (n_cells,), −F/kT of a free-energy surface up to a constant; NaN where unknown
+        diffusion : float64, shape (n_cells, d, d), CV unit²/ps
+        """
+        drift = np.einsum("nij,nj->ni", diffusion, _gradient(grid, log_density))
+        for j in range(len(grid.shape)):
+            drift = drift + np.stack([_gradient(grid, column)[:, j] for column in diffusion[:, :, j].T], axis=1)
+        return ReducedEquation(grid, drift, diffusion, log_density)
 
     @cached_property
     def _usable(self) -> np.ndarray:
@@ -93,7 +109,12 @@ class ReducedEquation:
             i, j = self.grid.neighbours(offset)
             both = usable[i] & usable[j]
             i, j = i[both], j[both]
-            v = 0.5 * (gradient[i] + gradient[j]) @ np.array(offset, dtype=float)
+            if self.log_density is None:
+                v = 0.5 * (gradient[i] + gradient[j]) @ np.array(offset, dtype=float)
+            else:
+                both = (a[i] > 0) & (a[j] > 0)
+                i, j = i[both], j[both]
+                v = self.log_density[j] + np.log(a[j]) - self.log_density[i] - np.log(a[i])
             parts += [(i, j, a[i], v), (j, i, a[j], -v)]
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
@@ -144,6 +165,32 @@ class ReducedEquation:
         inside = self.mask(start, "start")
         weight = self.stationary_density()[inside]
         return float(weight @ self.mean_first_passage_times(target)[inside] / weight.sum())
+
+    def moments(self, time: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what the chain that starts in each cell has done after `time` ps: moments of its displacement.
+
+        Returns
+        -------
+        mean, covariance : shapes (n_cells, d) and (n_cells, d, d), CV units; NaN where unknown
+        at_edge : shape (n_cells,), the probability to be in a cell beside an unknown one or an end of the grid
+        """
+        cells = np.flatnonzero(self.known)
+        law = expm(time * self.rates()[cells][:, cells].toarray())
+        centers = self.grid.centers[cells]
+        step = self.grid.difference(centers[None], centers[:, None])
+        n, d = self.drift.shape
+        mean, covariance, at_edge = np.full((n, d), np.nan), np.full((n, d, d), np.nan), np.full(n, np.nan)
+        mean[cells] = np.einsum("ij,ijk->ik", law, step)
+        square = np.stack([np.einsum("ij,ijk->ik", law, step * step[..., k : k + 1]) for k in range(d)], axis=-1)
+        covariance[cells] = square - mean[cells][:, :, None] * mean[cells][:, None, :]
+        inner = np.ones(n, dtype=bool)
+        for offset in np.concatenate([np.eye(d, dtype=int), -np.eye(d, dtype=int)]):
+            here, there = self.grid.neighbours(tuple(offset))
+            inside = np.zeros(n, dtype=bool)
+            inside[here] = self.known[there]
+            inner &= inside
+        at_edge[cells] = law[:, ~inner[cells]].sum(axis=1)
+        return mean, covariance, at_edge
 
     def committor(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return the probability to reach the set `b` before `a`, shape (n_cells,); 0 in a, 1 in b, NaN where unknown.
@@ -228,6 +275,21 @@ class ReducedEquation:
     def _grid_coordinates(self, values: np.ndarray) -> np.ndarray:
         low = np.array([edge[0] for edge in self.grid.edges])
         return np.asarray(((values - low) / self.grid.spacing + 0.5).T)
+
+
+def _gradient(grid: CellGrid, field: np.ndarray) -> np.ndarray:
+    """Return the gradient (n_cells, d) of a field on the cells, one-sided beside unknown cells and ends."""
+    columns = []
+    for k, h in enumerate(grid.spacing):
+        slopes = np.full((2, len(field)), np.nan)
+        for row, side in zip(slopes, (1, -1), strict=True):
+            offset = [0] * len(grid.shape)
+            offset[k] = side
+            here, there = grid.neighbours(tuple(offset))
+            row[here] = side * (field[there] - field[here]) / h
+        count = np.isfinite(slopes).sum(axis=0)
+        columns.append(np.where(count > 0, np.nansum(slopes, axis=0) / np.fmax(count, 1), np.nan))
+    return np.stack(columns, axis=1)
 
 
 def _interpolate(field: np.ndarray, at: np.ndarray) -> np.ndarray:
