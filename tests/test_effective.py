@@ -19,9 +19,10 @@ from openmm_sgm import bursts as bursts_module
 from openmm_sgm.bursts import Bursts, run_bursts
 from openmm_sgm.cells import CellGrid
 from openmm_sgm.cvs import CollectiveVariable, CustomCV
-from openmm_sgm.effective import EffectiveDynamics, estimate_drift_and_diffusion
+from openmm_sgm.effective import EffectiveDynamics
 from openmm_sgm.executors import make_executor
 from openmm_sgm.free_energy import Surface
+from openmm_sgm.kramers_moyal import estimate_drift_and_diffusion
 from openmm_sgm.reduced import ReducedEquation
 from openmm_sgm.units import InputError, thermal_energy
 

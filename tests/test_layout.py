@@ -39,6 +39,7 @@ ORDER = (
     "hidden",
     "free_energy",
     "effective",
+    "kramers_moyal",
     "options",
     "campaign",
     "explore",
