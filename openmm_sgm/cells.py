@@ -154,10 +154,10 @@ def bootstrap_weights(cells: np.ndarray, groups: np.ndarray, count: int, rng: np
     order = np.argsort(cells[first], kind="stable")
     sizes = np.unique(cells[first], return_counts=True)[1]
     offset = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    spread = np.repeat(sizes, sizes)
+    among = np.repeat(sizes, sizes)
     weights = np.ones((1 + count, len(cells)))
     for row in weights[1:]:
-        drawn = order[offset + (rng.random(len(order)) * spread).astype(np.int64)]
+        drawn = order[offset + (rng.random(len(order)) * among).astype(np.int64)]
         row[:] = np.bincount(drawn, minlength=len(order))[group]
     return weights
 

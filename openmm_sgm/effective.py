@@ -107,12 +107,6 @@ class EffectiveDynamics:
         """The equation of the estimates."""
         return ReducedEquation(self.grid, self.drift, self.diffusion, self.log_density)
 
-    @cached_property
-    def replicas(self) -> tuple[ReducedEquation, ...]:
-        """The equations of the resampled bursts."""
-        pairs = zip(self.drift_replicas, self.diffusion_replicas, strict=True)
-        return tuple(ReducedEquation(self.grid, drift, diffusion, self.log_density) for drift, diffusion in pairs)
-
     def with_errors(self, function: Callable[[ReducedEquation], Any]) -> tuple[Any, Any]:
         """Return a property of the reduced equation, a number or an array, and its standard error over the replicas.
 
@@ -120,9 +114,9 @@ class EffectiveDynamics:
         NaN.
         """
         values = []
-        for replica in self.replicas:
+        for drift, diffusion in zip(self.drift_replicas, self.diffusion_replicas, strict=True):
             try:
-                values.append(function(replica))
+                values.append(function(ReducedEquation(self.grid, drift, diffusion, self.log_density)))
             except InputError:
                 values.append(np.nan)
         value = function(self.reduced)

@@ -232,7 +232,7 @@ def test_passage_times_on_a_circle_lead_both_ways_round() -> None:
 
 def test_committor_of_a_double_well() -> None:
     """One half at the barrier by symmetry, and the quadrature ∫ e^u/D everywhere: fails without the Itô term where D
-    varies, and with sets reached at their cells' centres."""
+    varies."""
     for d, slope in ((np.ones_like, np.zeros_like), (wavy, lambda y: 0.6 * np.cos(y))):
         reduced = in_double_well(45, d, slope)  # 45 cells: one has its centre on the barrier
         grid = reduced.grid
@@ -430,7 +430,7 @@ def test_averaged_equation_of_a_fast_and_a_slow_particle() -> None:
     """U = V(x) + κ/2 (y − g(x))², y a hundred times as fast as x: the averaged equation has drift −V′/mγ and
     D = kT/mγ, since the mean force of y on x is zero. At ε = 0.01 the diffusion is smaller by ε g′² ≤ 1 %.
 
-    MUTATIONS
+    Fails with D off by 2 and with the drift's sign turned.
     """
     system = openmm.System()
     system.addParticle(MASS)
