@@ -302,15 +302,19 @@ def _interpolate(field: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _bernoulli(x: np.ndarray) -> np.ndarray:
-    """Return x / (exp(x) − 1)."""
+    """Return x / (exp(x) − 1), without underflow where noise makes x absurd."""
     small = np.abs(x) < 1e-6
     x = np.where(small, 1e-6, x)
-    return np.where(small, 1.0, x / np.expm1(np.fmin(x, 500.0)))
+    return np.where(small, 1.0, x / np.expm1(np.fmin(x, 100.0)))
 
 
 def _solve(matrix: scipy.sparse.spmatrix, right: np.ndarray) -> np.ndarray:
     """Solve with an M-matrix (positive diagonal, no positive element off it), which needs no pivoting."""
     if not len(right):
         return right
-    solver = splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    options = {"SymmetricMode": True}
+    try:
+        solver = splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
+    except RuntimeError:  # exactly singular
+        raise InputError("drift and diffusion are too noisy to be solved for: more bursts are needed") from None
     return np.asarray(solver.solve(right))
