@@ -32,6 +32,7 @@ _PUBLIC = {
     "options": ("SamplerOptions",),
     "kramers_moyal": ("estimate_drift_and_diffusion",),
     "networks": ("NetworkOptions",),
+    "propagator": ("fit_diffusion_on_surface",),
     "reduced": ("ReducedEquation",),
     "sampler": ("ScoreSampler",),
     "system": ("MolecularSystem",),

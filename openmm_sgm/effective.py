@@ -15,7 +15,7 @@ from .free_energy import Surface
 from .reduced import ReducedEquation
 from .units import InputError, strip_units, thermal_energy
 
-__all__ = ["EffectiveDynamics", "LagAgreement"]
+__all__ = ["EffectiveDynamics", "LagAgreement", "log_density_on"]
 
 SIGNIFICANCE = 0.1
 TOLERANCE = 0.05
@@ -139,7 +139,7 @@ class EffectiveDynamics:
         InputError
             where the bins do not fit the cells.
         """
-        log_density = _coarsened(surface, self.grid, thermal_energy(float(strip_units(temperature, unit.kelvin))))
+        log_density = log_density_on(surface, self.grid, thermal_energy(float(strip_units(temperature, unit.kelvin))))
         drift = ReducedEquation.on_surface(self.grid, log_density, self.diffusion).drift
         drifts = [ReducedEquation.on_surface(self.grid, log_density, d).drift for d in self.diffusion_replicas]
         return replace(
@@ -252,7 +252,7 @@ class EffectiveDynamics:
         return self.reduced.simulate(starts, time_step=time_step, steps=steps, interval=interval, seed=seed)
 
 
-def _coarsened(surface: Surface, grid: CellGrid, kt: float) -> np.ndarray:
+def log_density_on(surface: Surface, grid: CellGrid, kt: float) -> np.ndarray:
     """Return the log density of a surface's bins, added up to cells; NaN where a cell has no sampled bin."""
     density = np.exp(-np.nan_to_num(surface.free_energy, nan=np.inf) / kt)
     shape: list[int] = []

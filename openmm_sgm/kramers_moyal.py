@@ -15,7 +15,15 @@ from .cells import LEAST_MEMBERS, CellGrid, CellMoments, bootstrap_weights, spre
 from .effective import EffectiveDynamics, LagAgreement
 from .units import InputError, strip_units
 
-__all__ = ["estimate_drift_and_diffusion"]
+__all__ = [
+    "agreement",
+    "check_bursts",
+    "choose_lag",
+    "estimate_drift_and_diffusion",
+    "index_of_lag",
+    "lag_steps",
+    "no_plateau",
+]
 
 Estimator = Literal["slope", "direct"]
 
@@ -72,21 +80,11 @@ def estimate_drift_and_diffusion(
     InputError
         for arrays of another shape, lags outside the bursts, or too few bursts.
     """
-    values = np.asarray(trajectories, dtype=float)
-    spacing = float(strip_units(time_spacing, unit.picosecond))
-    d = len(grid.shape)
-    if values.ndim != 3 or values.shape[2] != d or values.shape[1] < 2:
-        raise InputError(f"trajectories must have shape (n_bursts, n_times, {d}), got {values.shape}")
-    if not spacing > 0:
-        raise InputError(f"time_spacing must be positive, got {spacing}")
-    if n_bootstrap < 2:
-        raise InputError(f"n_bootstrap must be 2 or more, got {n_bootstrap}")
-    if groups is not None and np.shape(groups) != (len(values),):
-        raise InputError(f"groups must have shape ({len(values)},), got {np.shape(groups)}")
+    values, spacing = check_bursts(trajectories, time_spacing, grid, groups, n_bootstrap)
     if estimator not in ("slope", "direct"):
         raise InputError(f"estimator must be 'slope' or 'direct', got {estimator!r}")
-    steps = _lag_steps(lags, spacing, values.shape[1], estimator)
-    chosen = None if lag is None else _index_of_lag(lag, steps * spacing)
+    steps = lag_steps(lags, spacing, values.shape[1], 2 if estimator == "slope" else 1)
+    chosen = None if lag is None else index_of_lag(lag, steps * spacing)
 
     cells = grid.cells_of(values[:, 0])
     sound = np.isfinite(values).all(axis=(1, 2)) & (cells >= 0)
@@ -109,14 +107,14 @@ def estimate_drift_and_diffusion(
         drifts.append(mean / time)
         diffusions.append(covariance / (2 * time))
     agreements = tuple(
-        _agreement(a * spacing, b * spacing, drifts[k : k + 2], diffusions[k : k + 2])
+        agreement(a * spacing, b * spacing, drifts[k : k + 2], diffusions[k : k + 2])
         for k, (a, b) in enumerate(itertools.pairwise(steps))
     )
     if chosen is None:
-        chosen = _choose(agreements)
+        chosen = choose_lag(agreements)
     has_plateau = chosen < len(agreements) and agreements[chosen].agree
     if not has_plateau:
-        warnings.warn(_no_plateau(steps[chosen] * spacing, agreements, chosen), stacklevel=2)
+        warnings.warn(no_plateau(steps[chosen] * spacing, agreements, chosen), stacklevel=2)
     drift, diffusion = drifts[chosen], diffusions[chosen]
     return EffectiveDynamics(
         grid=grid,
@@ -137,10 +135,28 @@ def estimate_drift_and_diffusion(
     )
 
 
-def _lag_steps(lags: Sequence[float] | None, spacing: float, n_times: int, estimator: Estimator) -> np.ndarray:
-    least = 2 if estimator == "slope" else 1
+def check_bursts(
+    trajectories: np.ndarray, time_spacing: Any, grid: CellGrid, groups: np.ndarray | None, n_bootstrap: int
+) -> tuple[np.ndarray, float]:
+    """Return trajectories as float64 and the time spacing in ps, or say what is wrong with them."""
+    values = np.asarray(trajectories, dtype=float)
+    spacing = float(strip_units(time_spacing, unit.picosecond))
+    d = len(grid.shape)
+    if values.ndim != 3 or values.shape[2] != d or values.shape[1] < 2:
+        raise InputError(f"trajectories must have shape (n_bursts, n_times, {d}), got {values.shape}")
+    if not spacing > 0:
+        raise InputError(f"time_spacing must be positive, got {spacing}")
+    if n_bootstrap < 2:
+        raise InputError(f"n_bootstrap must be 2 or more, got {n_bootstrap}")
+    if groups is not None and np.shape(groups) != (len(values),):
+        raise InputError(f"groups must have shape ({len(values)},), got {np.shape(groups)}")
+    return values, spacing
+
+
+def lag_steps(lags: Sequence[float] | None, spacing: float, n_times: int, least: int) -> np.ndarray:
+    """Return lags in time spacings, by default doubling from the `least`."""
     if n_times <= least:
-        raise InputError(f"the estimator '{estimator}' needs bursts of {least + 1} times or more, got {n_times}")
+        raise InputError(f"bursts must have {least + 1} times or more, got {n_times}")
     if lags is None:
         return least * 2 ** np.arange(int(np.log2((n_times - 1) // least)) + 1)
     steps = np.rint(np.asarray(lags, dtype=float) / spacing).astype(np.int64)
@@ -152,14 +168,16 @@ def _lag_steps(lags: Sequence[float] | None, spacing: float, n_times: int, estim
     return steps
 
 
-def _index_of_lag(lag: float, lags: np.ndarray) -> int:
+def index_of_lag(lag: float, lags: np.ndarray) -> int:
+    """Return which of the lags is meant."""
     index = int(np.abs(lags - lag).argmin())
     if not np.isclose(lags[index], lag, rtol=1e-6):
         raise InputError(f"lag must be one of {', '.join(f'{value:g}' for value in lags)} ps, got {lag}")
     return index
 
 
-def _agreement(lag: float, next_lag: float, drifts: list[np.ndarray], diffusions: list[np.ndarray]) -> LagAgreement:
+def agreement(lag: float, next_lag: float, drifts: list[np.ndarray], diffusions: list[np.ndarray]) -> LagAgreement:
+    """Return how two estimates, with their replicas, agree."""
     drift, diffusion = _compare(*drifts), _compare(*diffusions)
     pairs = zip(drift, diffusion, strict=True)
     return LagAgreement(float(lag), float(next_lag), *(value for pair in pairs for value in pair))
@@ -182,7 +200,7 @@ def _compare(here: np.ndarray, there: np.ndarray) -> tuple[float, float, float]:
     return float(p_value), float(change), float(np.sqrt(variance.mean()) / scale)
 
 
-def _choose(agreements: Sequence[LagAgreement]) -> int:
+def choose_lag(agreements: Sequence[LagAgreement]) -> int:
     """Return the first lag that agrees with the next, or else the one whose diffusion and drift change least."""
     agreeing = [k for k, found in enumerate(agreements) if found.agree]
     if agreeing or not agreements:
@@ -190,7 +208,8 @@ def _choose(agreements: Sequence[LagAgreement]) -> int:
     return int(np.argmin([found.drift_change + found.diffusion_change for found in agreements]))
 
 
-def _no_plateau(lag: float, agreements: Sequence[LagAgreement], chosen: int) -> str:
+def no_plateau(lag: float, agreements: Sequence[LagAgreement], chosen: int) -> str:
+    """Return the warning."""
     if chosen >= len(agreements):
         return f"nothing to compare the estimates at {lag:g} ps with: give longer bursts, or another lag"
     found = agreements[chosen]

@@ -23,6 +23,7 @@ from openmm_sgm.effective import EffectiveDynamics
 from openmm_sgm.executors import make_executor
 from openmm_sgm.free_energy import Surface
 from openmm_sgm.kramers_moyal import estimate_drift_and_diffusion
+from openmm_sgm.propagator import fit_diffusion_on_surface
 from openmm_sgm.reduced import ReducedEquation
 from openmm_sgm.units import InputError, thermal_energy
 
@@ -378,8 +379,7 @@ def test_motion_on_a_surface() -> None:
 
 
 def test_paths_of_the_reduced_equation() -> None:
-    """Their law is the stationary density: fails without the noise's factor 2, with D interpolated across the end of
-    the circle from the wrong cell, or with the Stratonovich drift."""
+    """Their law is the stationary density: fails without the noise's factor 2."""
     u: Field = lambda y: np.cos(y)  # noqa: E731
     reduced = equation(circle(60), lambda y: wavy(y) * np.sin(y) + 0.6 * np.cos(y), wavy)
     rng = np.random.default_rng(7)
@@ -392,6 +392,46 @@ def test_paths_of_the_reduced_equation() -> None:
     for function in (np.cos, np.sin, lambda v: np.cos(2 * v)):
         values = function(paths[:, 2:, 0]).mean(axis=1)
         assert abs(values.mean() - weight @ function(y)) < 4 * values.std() / np.sqrt(len(values)) + 0.005
+
+
+def test_fields_are_interpolated_across_the_end_of_a_circle() -> None:
+    """Without noise a path moves by the drift halfway between the last cell and the first: fails when the circle is
+    not closed."""
+    grid = circle(12)
+    drift = np.linspace(1.0, 2.0, 12)[:, None]
+    reduced = ReducedEquation(grid, drift, np.full((12, 1, 1), 1e-20))
+    path = reduced.simulate([[np.pi - 1e-9]], time_step=0.01, steps=1, interval=1, seed=1)[0, :, 0]
+    assert grid.difference(path[1:, None], path[:1, None])[0, 0] == pytest.approx(0.01 * 1.5, rel=1e-4)
+
+
+def test_diffusion_from_the_likelihood_at_a_long_lag() -> None:
+    """Two CVs on a torus, a tensor with correlation, lags up to three times the relaxation in the wells, where
+    displacements tell nothing: fails with the lag taken as double, and with D off by 2 in the rates."""
+    edges = np.linspace(-np.pi, np.pi, 19)
+    grid = CellGrid((edges, edges), (True, True))
+    tensor = np.array([[0.4, 0.15], [0.15, 0.25]])
+    rng = np.random.default_rng(19)
+    x = rng.uniform(-np.pi, np.pi, (3000, 2))
+    path, step, root = [x], 0.02, np.linalg.cholesky(tensor)
+    for _ in range(4):
+        for _ in range(100):
+            force = np.stack([2 * np.sin(2 * x[:, 0]), np.sin(x[:, 1])], axis=1)
+            x = x + step * force @ tensor + np.sqrt(2 * step) * rng.standard_normal(x.shape) @ root.T
+        path.append(x)
+    bins = np.linspace(-np.pi, np.pi, 37)
+    fine = CellGrid((bins, bins), (True, True)).centers
+    height = (np.cos(2 * fine[:, 0]) + np.cos(fine[:, 1])).reshape(36, 36)
+    surface = Surface(height, np.zeros((36, 36)), (bins, bins), grid.names, grid.units)
+    found = fit_diffusion_on_surface(
+        grid.wrap(np.stack(path, axis=1)), 2.0, grid, surface, 1 / thermal_energy(1.0), seed=20, lags=[2.0, 4.0]
+    )
+    assert found.has_plateau
+    z = (found.diffusion - tensor)[0] / found.diffusion_error[0]
+    assert rms(z) < 3  # cells of 20° make it too large by some per cent
+    np.testing.assert_allclose(found.diffusion[0], tensor, rtol=0.07)
+    assert (found.diffusion_error[0] < 0.01).all()
+    cells = -np.log(np.exp(-height).reshape(18, 2, 18, 2).sum(axis=(1, 3)))
+    np.testing.assert_allclose(found.surface(1 / thermal_energy(1.0)).free_energy, cells - cells.min(), atol=1e-9)
 
 
 # Bursts of OpenMM

@@ -40,6 +40,7 @@ ORDER = (
     "free_energy",
     "effective",
     "kramers_moyal",
+    "propagator",
     "options",
     "campaign",
     "explore",
