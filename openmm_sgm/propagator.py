@@ -172,7 +172,7 @@ def _fit(
         values, vectors = np.linalg.eigh(0.5 * (rates + rates.T))
         law = (vectors * np.exp(lag * values)) @ vectors.T / root[:, None] * root
         reached = (index[here] >= 0) & (index[there] >= 0)
-        return np.where(reached, np.log(np.fmax(law[index[here], index[there]], LEAST_PROBABILITY)), 0.0)
+        return np.where(reached, np.log(np.maximum(law[index[here], index[there]], LEAST_PROBABILITY)), 0.0)
 
     found = minimize(
         lambda p: -log_probabilities(p).sum(), start, method="Nelder-Mead", options={"xatol": 2e-3, "fatol": 1e-2}

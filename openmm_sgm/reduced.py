@@ -79,6 +79,8 @@ class ReducedEquation:
     @cached_property
     def _usable(self) -> np.ndarray:
         finite = np.isfinite(self.drift).all(axis=1) & np.isfinite(self.diffusion).all(axis=(1, 2))
+        if self.log_density is not None:
+            finite &= np.isfinite(self.log_density)
         positive = np.linalg.eigvalsh(np.where(finite[:, None, None], self.diffusion, -np.eye(len(self.grid.shape))))
         return np.asarray((positive > 0).all(axis=1))
 

@@ -373,6 +373,8 @@ def test_motion_on_a_surface() -> None:
     np.testing.assert_allclose(np.log(density / density[0]), log_density - log_density[0], atol=1e-9)
     flux = reduced.rates().toarray() * density[:, None]
     np.testing.assert_allclose(flux, flux.T, atol=1e-12)
+    log_density[40] = np.nan
+    assert not ReducedEquation(grid, 0 * reduced.drift, diffusion, log_density).known[40]
     exact = diffusion @ np.stack([-np.sin(x) + np.cos(x - y), -np.cos(x - y)], axis=1)[..., None]
     exact = exact[..., 0] + np.stack([0.3 * np.cos(x) - 0.3 * np.sin(y), np.zeros_like(x)], axis=1)
     assert rms(reduced.drift - exact) < 0.1 * rms(exact)
