@@ -102,7 +102,7 @@ def ornstein() -> EffectiveDynamics:
 
 
 def test_drift_and_diffusion_of_an_ornstein_uhlenbeck_process(ornstein: EffectiveDynamics) -> None:
-    """Against the exact moments at the lag: fails with τ for 2τ, or an error off by 1.5."""
+    """Against the exact moments at the lag: fails with D off by 2 and with the drift's sign turned."""
     tau, x = ornstein.lag, ornstein.grid.centers[:, 0]
     drift = -x * (1 - np.exp(-RATE * tau)) / tau
     diffusion = DIFFUSION * (1 - np.exp(-2 * RATE * tau)) / (2 * RATE * tau)
@@ -134,7 +134,7 @@ def test_the_correction_for_the_lag() -> None:
 
 
 def test_density_and_passage_time_of_an_ornstein_uhlenbeck_process(ornstein: EffectiveDynamics) -> None:
-    """Errors go through the whole chain: fails with the drift's sign, D off by 2, or a target reached a cell late."""
+    """Errors go through the whole chain: fails with the drift's sign turned and with D off by 2."""
     grid, x = ornstein.grid, ornstein.grid.centers[:, 0]
     surface = ornstein.surface(1 / thermal_energy(1.0))  # kT = 1
     low = surface.free_energy < 4
@@ -251,7 +251,7 @@ def test_committor_of_a_double_well() -> None:
 
 def test_the_chain_in_two_dimensions_is_the_generator() -> None:
     """Its rates times a smooth f tend to b·∇f + D:∇∇f with the square of the spacing, the off-diagonal part included:
-    fails when that part is left out, has the other sign, or the drift is not shared out along the diagonal."""
+    fails when that part is left out or has the other sign."""
     errors = []
     for cells in (20, 40, 80):
         edges = np.linspace(-np.pi, np.pi, cells + 1)
@@ -315,7 +315,7 @@ def muller_brown_equation(per_tenth: float) -> ReducedEquation:
 def test_passage_time_in_two_dimensions() -> None:
     """Müller–Brown, D = 1: a coarse grid against a fine one, and the fine one against direct simulation.
 
-    Direct, once: DIRECT_FIGURE. Fails with D off by 2 or with the diagonal rates for those along the axes.
+    Direct, once: DIRECT_FIGURE. Fails with D off by 2.
     """
     times = {}
     for per_tenth in (1, 4):
@@ -408,7 +408,7 @@ def test_fields_are_interpolated_across_the_end_of_a_circle() -> None:
 
 def test_diffusion_from_the_likelihood_at_a_long_lag() -> None:
     """Two CVs on a torus, a tensor with correlation, lags up to three times the relaxation in the wells, where
-    displacements tell nothing: fails with the lag taken as double, and with D off by 2 in the rates."""
+    displacements tell nothing: fails with the lag taken as double."""
     edges = np.linspace(-np.pi, np.pi, 19)
     grid = CellGrid((edges, edges), (True, True))
     tensor = np.array([[0.4, 0.15], [0.15, 0.25]])
@@ -556,7 +556,7 @@ def test_bursts_too_short_for_a_plateau_are_told_of(free_langevin: tuple[Bursts,
 
 
 def test_bursts_leave_the_simulation_alone_and_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails when the user's context is used, and when units share a seed or take it from the executor."""
+    """Fails when units share a seed."""
     monkeypatch.setattr(bursts_module, "BURSTS_PER_UNIT", 3)
     simulation = triatomic_simulation()
     simulation.context.setVelocitiesToTemperature(300.0, 1)
@@ -581,7 +581,7 @@ def test_bursts_leave_the_simulation_alone_and_can_be_repeated(monkeypatch: pyte
 
 
 def test_a_burst_that_fails_is_named_and_left_out() -> None:
-    """Fails when values of another burst stand in its place."""
+    """Fails when the failure is laid to another burst."""
     simulation = triatomic_simulation()
     (cv,) = triatomic().cvs
     starts = np.repeat(triatomic().positions[None], 12, axis=0)
