@@ -68,8 +68,8 @@ class EffectiveDynamics:
     the CVs, or where the CVs relax in their basins as fast as their velocities are forgotten (a torsion of a small
     molecule at a friction of 1/ps does: both take about a picosecond), no lag is long enough for the one and short
     enough for the other: the motion has memory, there is no plateau, and neither the basins' widths nor the times that
-    come out can be trusted. Capped alanine in implicit solvent is such a case; its passage times need a lag that is longer
-    than all this, see `propagator.fit_diffusion_on_surface`.
+    come out can be trusted. Capped alanine in implicit solvent is such a case; its passage times need a lag that is
+    longer than all this, see `propagator.fit_diffusion_on_surface`.
 
     Attributes
     ----------
