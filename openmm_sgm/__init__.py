@@ -12,6 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "bursts": ("run_bursts",),
+    "cells": ("CellGrid",),
     "cvs": (
         "RMSD",
         "Angle",
@@ -27,6 +29,7 @@ _PUBLIC = {
     "cv_functions": ("MLP", "LinearProjection", "tica_component"),
     "diffusion_maps": ("DiffusionMap", "fit_diffusion_map"),
     "features": ("Coordinates", "PairDistances"),
+    "effective": ("EffectiveDynamics",),
     "free_energy": ("Estimate", "Surface"),
     "generator": ("Generator",),
     "hidden": ("HiddenStates", "Observable", "Umbrella", "find_hidden_states", "hidden_states_in_trajectories"),
@@ -40,9 +43,12 @@ _PUBLIC = {
         "ScoreLifting",
     ),
     "options": ("SamplerOptions",),
+    "kramers_moyal": ("estimate_drift_and_diffusion",),
     "networks": ("NetworkOptions",),
     "pretrain": ("Pretrained", "read_trajectories", "train_from_frames"),
     "reporter": ("FrameReporter", "RecordedFrames", "load_frames"),
+    "propagator": ("fit_diffusion_on_surface",),
+    "reduced": ("ReducedEquation",),
     "sampler": ("ScoreSampler",),
     "system": ("MolecularSystem",),
     "system_file": ("load_system",),
