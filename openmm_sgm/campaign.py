@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
@@ -16,7 +16,7 @@ from .cartesian import CartesianRepresentation
 from .cvs import Torsion
 from .executors import SerialExecutor, one_thread
 from .frames import BURN_IN, GENERATED, INJECTED, MD, SEED, Frames, Selection
-from .generator import Generator, generate, log_densities
+from .generator import Generator, Samples, generate, log_densities
 from .hidden import HiddenStates, hidden_states_in_frames
 from .importance import Draws, Weights, effective_sample_size
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
@@ -50,6 +50,17 @@ class Walker:
     velocities: np.ndarray | None
     started_from: str
     failure: str | None = None
+
+
+class Weighed(NamedTuple):
+    """Draws with what OpenMM says of them, all of length n: positions (nm), energies (kJ/mol, NaN where there is none),
+    forces (kJ/mol/nm), log importance weights (−inf where impossible), and why they are impossible, '' where not."""
+
+    positions: np.ndarray
+    energies: np.ndarray
+    forces: np.ndarray
+    log_weights: np.ndarray
+    reasons: np.ndarray
 
 
 @dataclass
@@ -456,25 +467,15 @@ class Campaign:
         seed = np.random.SeedSequence(int(self.rng().integers(2**63)))
         labels = self.grid.labels(self.grid.centers[windows])
         samples = generate(self.generator, labels, counts, seed, self.executor, 4 * self.chunks)
-        positions = np.where(samples.valid[:, None, None], samples.positions, self.molecule.positions)
-        energies, forces, cost = evaluate(self.settings, positions[samples.valid], self.executor, self.chunks)
-        self.cost.generation += cost
-        all_energies = np.full(len(positions), np.nan)
-        all_energies[samples.valid] = energies
-        reasons = impossible(samples._replace(positions=positions), all_energies, self.chirality)
-        cvs = self.molecule.evaluate_cvs(positions)
         window_of = np.repeat(windows, counts)
-        bias = self.grid.reduced_bias(cvs, self.grid.centers[window_of])
-        factor = self._constraint_factor(positions)
-        log_weights = log_importance(all_energies, bias, factor, samples.log_density, self.beta)
-        log_weights[reasons != ""] = -np.inf
+        weighed = self.weigh(samples, self.grid.centers[window_of])
+        self.cost.generation += int(samples.valid.sum())
+        log_weights, reasons = weighed.log_weights, weighed.reasons
         finite = np.isfinite(log_weights)
-        all_forces = np.zeros(positions.shape)
-        all_forces[samples.valid] = forces
         frames = self._frames(
-            positions[finite],
-            all_energies[finite],
-            all_forces[finite],
+            weighed.positions[finite],
+            weighed.energies[finite],
+            weighed.forces[finite],
             window_of[finite],
             log_weights[finite],
             GENERATED,
@@ -488,7 +489,7 @@ class Campaign:
                 purpose,
                 window_of,
                 self.grid.centers[window_of],
-                all_energies,
+                weighed.energies,
                 samples.log_density,
                 log_weights,
                 np.where(reasons == "", verdicts, reasons),
@@ -497,6 +498,20 @@ class Campaign:
         if purpose == "trial":
             submit(np.full(len(reasons), "not offered"))
         return frames, log_weights, submit
+
+    def weigh(self, samples: Samples, points: np.ndarray) -> Weighed:
+        """Return the exact importance weights of draws at `points` (n, n_cvs): an evaluation for each valid one."""
+        positions = np.where(samples.valid[:, None, None], samples.positions, self.molecule.positions)
+        energies, forces = np.full(len(positions), np.nan), np.zeros(positions.shape)
+        energies[samples.valid], forces[samples.valid], _ = evaluate(
+            self.settings, positions[samples.valid], self.executor, self.chunks
+        )
+        reasons = impossible(samples._replace(positions=positions), energies, self.chirality)
+        bias = self.grid.reduced_bias(self.molecule.evaluate_cvs(positions), points)
+        factor = self._constraint_factor(positions)
+        log_weights = log_importance(energies, bias, factor, samples.log_density, self.beta)
+        log_weights[reasons != ""] = -np.inf
+        return Weighed(positions, energies, forces, log_weights, reasons)
 
     # estimates on the way
 

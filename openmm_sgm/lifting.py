@@ -36,7 +36,7 @@ __all__ = [
 
 LEAST_EFFECTIVE = 5.0
 """Frames, each counted by exp(−bias), that a label needs near it."""
-MOST_NEAR = 2000
+MOST_NEAR = 1000
 """Configurations that a kernel density or a Monte Carlo score is made of."""
 FLOW_STEPS = 60
 

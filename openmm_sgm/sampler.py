@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 from openmm import app, unit
 
-from .campaign import Campaign, Plan, refuse_unfit
+from .campaign import Campaign, Plan, Weighed, refuse_unfit
 from .cvs import CollectiveVariable
-from .executors import make_executor, one_thread
+from .executors import SerialExecutor, make_executor, one_thread
 from .explore import explore, explore_ladder
 from .frames import BURN_IN, INJECTED, MD, Frames
 from .free_energy import Estimate, Method, Surface, estimate
-from .generator import Generator
+from .generator import Generator, Samples
 from .hidden import HiddenStates
-from .importance import Draws
-from .lifting import ScoreLifting
+from .importance import Draws, effective_sample_size
+from .inject import metropolis_chain
+from .lifting import Lifted, ScoreLifting
 from .mbar import mbar_free_energies
 from .options import SamplerOptions
 from .system import MolecularSystem, bin_counts
@@ -164,6 +165,7 @@ class ScoreSampler:
                     self._round(target_error)
             finally:
                 self._count_seconds()
+                self.campaign.work_on(SerialExecutor(), 1)
         disagreements = self.hidden_states().disagreements
         if disagreements:
             more = f", and {len(disagreements) - 1} more pairs disagree" if len(disagreements) > 1 else ""
@@ -390,6 +392,52 @@ class ScoreSampler:
             raise InputError("there is no generator yet: call run() with a larger budget first")
         known = [part.cvs for part in (*campaign.chain, *(draws.frames for draws in campaign.rounds))]
         return ScoreLifting(self.molecule, campaign.grid, np.concatenate(known), campaign.generator)
+
+    def lift(self, values: Mapping[str, Any], n: int) -> Lifted:
+        """Return `n` configurations of the umbrella ensemble at CV values, each accepted by exact Metropolis tests.
+
+        An independence sampler over the generator's draws begins at one chosen by weight from `RESEED_DRAWS`; a state
+        is kept each time that as many proposals have passed as three acceptances take. The evaluations of energy count
+        in no budget. To start unbiased dynamics at a CV value, or bursts for `estimate_drift_and_diffusion`.
+
+        Parameters
+        ----------
+        values : a value for every CV by name, Quantity or in the CV's unit
+
+        Raises
+        ------
+        InputError
+            for missing or unknown CVs, n below 1, or where fewer than two of the first draws are effective.
+        """
+        lifting = self.generator
+        if n < 1:
+            raise InputError(f"the number of configurations must be 1 or more, got {n}")
+        label = lifting.label(values)
+        rng = np.random.default_rng(self._seeds.spawn(1)[0])
+        drawn, weighed = self._weighed_draws(label, RESEED_DRAWS, rng)
+        effective = effective_sample_size(weighed.log_weights) * RESEED_DRAWS
+        if not effective >= 2:
+            raise InputError(
+                f"the generator cannot be trusted at {dict(values)}, {effective:.1f} of {RESEED_DRAWS} draws being "
+                "effective: choose another place, or call run() with more force evaluations"
+            )
+        p = np.exp(weighed.log_weights - weighed.log_weights.max())
+        first = rng.choice(RESEED_DRAWS, p=p / p.sum())
+        accepted, _ = metropolis_chain(float(weighed.log_weights[first]), weighed.log_weights, rng)
+        apart = int(np.ceil(3 / max(accepted.mean(), 1 / RESEED_DRAWS)))
+        start = weighed.positions[first], float(drawn.log_density[first]), float(weighed.log_weights[first])
+        drawn, weighed = self._weighed_draws(label, n * apart, rng)
+        state = metropolis_chain(start[2], weighed.log_weights, rng)[1][apart - 1 :: apart]
+        positions = np.where(state[:, None, None] < 0, start[0], weighed.positions[state])
+        log_density = np.where(state < 0, start[1], drawn.log_density[state])
+        return Lifted(positions, log_density, label, lifting.effective(label))
+
+    def _weighed_draws(self, label: np.ndarray, n: int, rng: np.random.Generator) -> tuple[Samples, Weighed]:
+        campaign = self._begun()
+        assert campaign.generator is not None
+        labels = campaign.grid.labels(label[None])
+        drawn = campaign.generator.sample(labels, np.array([n]), int(rng.integers(2**63)))
+        return drawn, campaign.weigh(drawn, np.repeat(label[None], n, axis=0))
 
     # in the user's own simulation
 

@@ -59,9 +59,8 @@ class FastSlow:
 
     def surface(self, edges: np.ndarray) -> np.ndarray:
         """Return −kT log of the probability of each bin of the slow variable, kJ/mol, minimum 0."""
-        marginal = self.density().sum(axis=1)
-        cumulative = np.concatenate([[0.0], np.cumsum(0.5 * (marginal[1:] + marginal[:-1]))])
-        surface = -KT * np.log(np.diff(np.interp(edges, self.slow, cumulative)))
+        cumulative = _cumulative(self.density().sum(axis=1))
+        surface = -KT * np.log(np.maximum(np.diff(np.interp(edges, self.slow, cumulative)), 1e-300))
         return np.asarray(surface - surface.min())
 
     def window(self, center: float, force_constant: float) -> np.ndarray:
@@ -71,9 +70,17 @@ class FastSlow:
 
     def fast_distribution(self, center: float, force_constant: float) -> np.ndarray:
         """Return the cumulative distribution of the fast variable in a window, at the points of `fast`."""
-        mass = self.window(center, force_constant).sum(axis=0)
-        cumulative = np.concatenate([[0.0], np.cumsum(0.5 * (mass[1:] + mass[:-1]))])
-        return np.asarray(cumulative / cumulative[-1])
+        return _cumulative(self.window(center, force_constant).sum(axis=0))
+
+    def slow_distribution(self, center: float, force_constant: float) -> np.ndarray:
+        """Return the cumulative distribution of the slow variable in a window, at the points of `slow`."""
+        return _cumulative(self.window(center, force_constant).sum(axis=1))
+
+
+def _cumulative(density: np.ndarray) -> np.ndarray:
+    """Return the integral of a density (n,) up to each point, the last 1, by the trapezoidal rule."""
+    integral = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
+    return np.asarray(integral / integral[-1])
 
 
 SYSTEMS = (

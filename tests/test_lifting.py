@@ -87,7 +87,7 @@ def test_the_lifted_law_is_the_window_s(liftings: dict[str, Lifting], name: str,
 
     Seen to fail without the weights of the data, and with half of the umbrella's force constant.
     """
-    n = 1500
+    n = 800
     lifted = liftings[name].lift({"x": center}, n, seed=3)
     values = liftings[name].restrict(lifted.positions)["x"], lifted.positions[:, 0, 1]
     mean_x, width_x, mean_y, width_y = exact_window(center, CONSTANT)
@@ -101,7 +101,7 @@ def test_the_lifted_law_is_the_window_s(liftings: dict[str, Lifting], name: str,
 @pytest.mark.parametrize("name", ["kernel", "monte carlo"])
 def test_the_density_is_that_of_the_draws(liftings: dict[str, Lifting], name: str) -> None:
     """⟨p/q⟩ = 1 for a normalised p within the draws' law. Seen to fail without the volume of the coordinates."""
-    lifted = liftings[name].lift({"x": 0.0}, 1500, seed=5)
+    lifted = liftings[name].lift({"x": 0.0}, 1000, seed=5)
     x = lifted.positions[:, 0]
     narrow = 0.6
     mean, width_x, _, _ = exact_window(0.0, CONSTANT)
@@ -110,7 +110,7 @@ def test_the_density_is_that_of_the_draws(liftings: dict[str, Lifting], name: st
     log_p += stats.norm.logpdf(x[:, 2], 0.0, narrow * np.sqrt(KT / STIFF))
     ratio = np.exp(log_p - lifted.log_density)
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio))
-    assert ratio.std() / np.sqrt(len(ratio)) < 0.06
+    assert ratio.std() / np.sqrt(len(ratio)) < 0.08
 
 
 def test_nothing_new_comes_of_the_nearest(liftings: dict[str, Lifting]) -> None:
