@@ -225,7 +225,7 @@ def test_hidden_states_are_looked_for(finished: FinishedRun, result: dict[str, A
     assert marked[nearest == window].all()
     assert not marked.all()
     sampler = copy.copy(finished.sampler)
-    sampler.campaign = campaign
+    sampler.campaign, sampler._hidden = campaign, None
     windows, shares = campaign.active_windows()
     more = sampler._more_where_windows_disagree(windows, shares) / shares
     assert more[windows == window] > more.min()

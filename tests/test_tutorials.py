@@ -30,6 +30,7 @@ def test_there_are_tutorials() -> None:
     assert TUTORIALS
 
 
+@pytest.mark.filterwarnings("ignore::openmm_sgm.HiddenStateWarning")  # with so little of everything
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     start, run, step = ScoreSampler.__init__, ScoreSampler.run, ScoreSampler.step
