@@ -34,6 +34,7 @@ from .units import HiddenStateWarning, InputError, SamplingError, strip_units
 __all__ = ["ScoreSampler"]
 
 RESEED_DRAWS = 64
+LIFT_DRAWS, LEAST_LIFTED = 256, 4.0
 VISIT_PROPOSALS = 4
 DOUBT = 3.0
 """Windows that disagree on something hidden get so many times the share of the others in the next round."""
@@ -396,9 +397,9 @@ class ScoreSampler:
     def lift(self, values: Mapping[str, Any], n: int) -> Lifted:
         """Return `n` configurations of the umbrella ensemble at CV values, each accepted by exact Metropolis tests.
 
-        An independence sampler over the generator's draws begins at one chosen by weight from `RESEED_DRAWS`; a state
-        is kept each time that as many proposals have passed as three acceptances take. The evaluations of energy count
-        in no budget. To start unbiased dynamics at a CV value, or bursts for `estimate_drift_and_diffusion`.
+        An independence sampler over the generator's draws begins at one chosen by weight from `LIFT_DRAWS`; of its
+        states one in 3/ESS is kept, ESS the effective share of these draws. The evaluations of energy count in no
+        budget. To start unbiased dynamics at a CV value, or bursts for `estimate_drift_and_diffusion`.
 
         Parameters
         ----------
@@ -414,17 +415,15 @@ class ScoreSampler:
             raise InputError(f"the number of configurations must be 1 or more, got {n}")
         label = lifting.label(values)
         rng = np.random.default_rng(self._seeds.spawn(1)[0])
-        drawn, weighed = self._weighed_draws(label, RESEED_DRAWS, rng)
-        effective = effective_sample_size(weighed.log_weights) * RESEED_DRAWS
-        if not effective >= 2:
+        drawn, weighed = self._weighed_draws(label, LIFT_DRAWS, rng)
+        share = effective_sample_size(weighed.log_weights)
+        if not share * LIFT_DRAWS >= LEAST_LIFTED:
             raise InputError(
-                f"the generator cannot be trusted at {dict(values)}, {effective:.1f} of {RESEED_DRAWS} draws being "
-                "effective: choose another place, or call run() with more force evaluations"
+                f"the generator cannot be trusted at {dict(values)}, {share * LIFT_DRAWS:.1f} of {LIFT_DRAWS} draws "
+                "being effective: choose another place, or call run() with more force evaluations"
             )
         p = np.exp(weighed.log_weights - weighed.log_weights.max())
-        first = rng.choice(RESEED_DRAWS, p=p / p.sum())
-        accepted, _ = metropolis_chain(float(weighed.log_weights[first]), weighed.log_weights, rng)
-        apart = int(np.ceil(3 / max(accepted.mean(), 1 / RESEED_DRAWS)))
+        first, apart = rng.choice(LIFT_DRAWS, p=p / p.sum()), int(np.ceil(3 / share))
         start = weighed.positions[first], float(drawn.log_density[first]), float(weighed.log_weights[first])
         drawn, weighed = self._weighed_draws(label, n * apart, rng)
         state = metropolis_chain(start[2], weighed.log_weights, rng)[1][apart - 1 :: apart]
