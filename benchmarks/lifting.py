@@ -20,6 +20,7 @@ from scipy import stats
 
 import openmm_sgm as sgm
 from openmm_sgm.inject import log_importance
+from openmm_sgm.lifting import Lifting
 from openmm_sgm.pretrain import train_from_frames
 from openmm_sgm.reporter import RecordedFrames
 
@@ -58,12 +59,18 @@ def measure(known: FastSlow) -> list[dict[str, object]]:
     frames = RecordedFrames(positions, None, None, np.zeros((FRAMES, 0)), np.arange(FRAMES))
     trained = train_from_frames(molecule, frames, seed=1)
     arguments = (molecule, trained.grid, positions, np.zeros(FRAMES))
-    liftings = {
+    liftings: dict[str, Lifting] = {
         "nearest": sgm.NearestLifting(*arguments),
         "kernel density": sgm.KernelDensityLifting(*arguments, trained.generator),
         "monte carlo score": sgm.MonteCarloScoreLifting(*arguments, trained.generator),
         "score": sgm.ScoreLifting(molecule, trained.grid, molecule.evaluate_cvs(positions), trained.generator),
     }
+    started = time.perf_counter()
+    unconditional = sgm.train_unconditional(molecule, positions, np.zeros(FRAMES), seed=1)
+    setup = {"score": round(trained.seconds, 1), "guided score": round(time.perf_counter() - started, 1)}
+    liftings["guided score"] = sgm.GuidedLifting(
+        molecule, trained.grid, molecule.evaluate_cvs(positions), unconditional
+    )
     constant = float(trained.grid.force_constants[0])
     rows: list[dict[str, object]] = []
     for place, labels in LABELS[known.name].items():
@@ -90,7 +97,6 @@ def measure(known: FastSlow) -> list[dict[str, object]]:
                         known, place, label, "score, weighed", chosen, exact, floor, lifted.extrapolated, seconds
                     )
                     rows.append(entry | {"ess": round(float(1 / (weights**2).sum() / DRAWS), 3)})
-    setup = {"score": round(trained.seconds, 1)}
     return [r | {"setup_seconds": setup.get(str(r["lifting"]).split(",")[0], 0.0)} for r in rows]
 
 

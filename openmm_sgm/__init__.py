@@ -32,6 +32,7 @@ _PUBLIC = {
     "effective": ("EffectiveDynamics",),
     "free_energy": ("Estimate", "Surface"),
     "generator": ("Generator",),
+    "guidance": ("GuidedLifting", "train_unconditional"),
     "hidden": ("HiddenStates", "Observable", "Umbrella", "find_hidden_states", "hidden_states_in_trajectories"),
     "learned": ("TorchCV", "diffusion_cv", "distil"),
     "lifting": (

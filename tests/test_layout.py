@@ -52,6 +52,7 @@ ORDER = (
     "options",
     "campaign",
     "explore",
+    "guidance",
     "unbiased",
     "sampler",
     "runfolder",

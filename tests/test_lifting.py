@@ -14,6 +14,7 @@ from scipy import stats
 import openmm_sgm as sgm
 from openmm_sgm.cartesian import fit_cartesian
 from openmm_sgm.generator import Generator
+from openmm_sgm.guidance import GuidedLifting
 from openmm_sgm.lifting import KernelDensityLifting, Lifting, MonteCarloScoreLifting, NearestLifting
 from openmm_sgm.networks import NetworkOptions, ScoreNetwork
 from openmm_sgm.system import MolecularSystem
@@ -111,6 +112,24 @@ def test_the_density_is_that_of_the_draws(liftings: dict[str, Lifting], name: st
     ratio = np.exp(log_p - lifted.log_density)
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio))
     assert ratio.std() / np.sqrt(len(ratio)) < 0.08
+
+
+@pytest.mark.parametrize("center", [-0.5, 0.1])
+def test_guidance_is_exact_where_everything_is_gaussian(center: float) -> None:
+    """A network that is zero has the score of a Gaussian. Seen to fail without the variance of what z may become."""
+    rng, n = np.random.default_rng(6), 1000
+    p = np.exp(LOG_WEIGHTS)
+    rows = rng.choice(len(X), 6000, p=p / p.sum())
+    somewhere = np.repeat(GRID.centers[:1], len(rows), axis=0)
+    representation = fit_cartesian(POSITIONS[rows], somewhere, GRID.label_space)
+    features = GRID.label_space.features(torch.as_tensor(somewhere[:1])).shape[1] - 1
+    network = ScoreNetwork(3, 0, features, NetworkOptions(16, 16, 16)).requires_grad_(False)
+    lifting = GuidedLifting(MOLECULE, GRID, X[:, None], Generator(representation, network))
+    positions = lifting.lift({"x": center}, n, seed=2).positions[:, 0]
+    mean_x, width_x, mean_y, width_y = exact_window(center, CONSTANT)
+    for drawn, mean, width in ((positions[:, 0], mean_x, width_x), (positions[:, 1], mean_y, width_y)):
+        assert abs(drawn.mean() - mean) < (4 / np.sqrt(n) + 0.1) * width  # 0.1 for the fit of the covariance
+        assert abs(drawn.std() / width - 1) < 4 / np.sqrt(2 * n) + 0.05
 
 
 def test_nothing_new_comes_of_the_nearest(liftings: dict[str, Lifting]) -> None:
