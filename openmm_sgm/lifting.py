@@ -127,7 +127,13 @@ class Lifting(ABC):
         return np.array([float(cv.wrap(np.array(cv.strip_units(values[cv.name])))) for cv in self.molecule.cvs])
 
     def effective(self, label: np.ndarray) -> float:
-        """Return Σ exp(−bias) over the data: about how many configurations lie within the label's umbrella."""
+        """Return Σ exp(−bias) over the data: about how many configurations lie within the label's umbrella.
+
+        0 outside the range of a CV, where a generator has no windows, whatever the data.
+        """
+        for cv, value in zip(self.molecule.cvs, label, strict=True):
+            if cv.period is None and not cv.minimum <= value <= cv.maximum:
+                return 0.0
         return float(np.exp(-self.grid.reduced_bias(self.cvs, label)).sum())
 
     @abstractmethod

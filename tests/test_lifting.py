@@ -139,6 +139,9 @@ def test_nothing_new_comes_of_the_nearest(liftings: dict[str, Lifting]) -> None:
 
 
 def test_extrapolation_is_said(liftings: dict[str, Lifting]) -> None:
+    beyond = NearestLifting(MOLECULE, GRID, POSITIONS + np.array([0.5, 0.0, 0.0]), LOG_WEIGHTS)
+    with pytest.warns(sgm.ExtrapolationWarning):  # there is data, but not in the range of the CV
+        assert beyond.lift({"x": 1.2}, 3).effective == 0
     for lifting in liftings.values():
         with pytest.warns(sgm.ExtrapolationWarning, match="hardly any data near"):
             assert lifting.lift({"x": 2.0 * unit.nanometer}, 3).extrapolated
