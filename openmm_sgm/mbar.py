@@ -74,8 +74,9 @@ def mbar_free_energies(
     """Return free energies and standard errors (kT, shape (n_windows,)) and the overlap matrix of the sampled windows.
 
     Shirts & Chodera 2008. Every sample counts, with the weight 1/g of its window's statistical inefficiency; the
-    overlap, and the standard errors by pymbar, are those of samples decorrelated window by window, of which there are
-    as many but which know less: the errors are on the safe side. They are of the difference to the mean of all.
+    overlap, and the standard errors by pymbar, are those of samples decorrelated window by window. The errors are of
+    the difference to the mean of all. On autoregressive chains true errors are 0.9 to 1.0 times as large where a window
+    has 60 independent samples or more, 1.3 times with ten, 1.6 times with five (g is then underestimated; measured).
 
     Windows with fewer than `LEAST_SAMPLES` independent samples get NaN: a chain that has hardly moved holds one basin
     of a window that may have several, and ties the windows on either side of a ridge together wrongly (measured). So
