@@ -90,7 +90,7 @@ class Generator:
             used, index = torch.unique(rows, return_inverse=True)
             z, log_q = sample_with_density(self.model, features[used], index, self.steps, source)
             x, log_volume, valid = self.representation.decode(z.double(), c[rows])
-            finite = torch.isfinite(log_q) & torch.isfinite(x).all(dim=(1, 2))
+            finite = torch.isfinite(log_q - log_volume) & torch.isfinite(x).all(dim=(1, 2))
             parts.append((x, log_q - log_volume, valid & finite))
         if not parts:
             return Samples(

@@ -175,6 +175,14 @@ class NearestLifting(Lifting):
         super().__init__(molecule, grid, molecule.evaluate_cvs(positions))
         self.positions, self.log_weights = positions, log_weights
 
+    def effective(self, label: np.ndarray) -> float:
+        """Return Σ exp(−bias) over configurations of weight above 0, or their effective number (Kish) if smaller."""
+        log_p = self.log_weights - self.grid.reduced_bias(self.cvs, label)
+        p = np.exp(log_p - np.max(log_p)) if np.isfinite(log_p).any() else np.zeros(1)
+        near = np.exp(-self.grid.reduced_bias(self.cvs, label))[np.isfinite(self.log_weights)].sum()
+        kish = p.sum() ** 2 / max(float((p**2).sum()), 1e-300)
+        return min(super().effective(label), float(near), float(kish))
+
     def _rows(self, label: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         log_p = self.log_weights - self.grid.reduced_bias(self.cvs, label)
         p = np.exp(log_p - log_p.max())

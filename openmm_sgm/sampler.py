@@ -22,7 +22,7 @@ from .frames import BURN_IN, INJECTED, MD, Frames
 from .free_energy import Estimate, Method, Surface, estimate
 from .generator import Generator, Samples
 from .hidden import HiddenStates
-from .importance import Draws, effective_sample_size
+from .importance import Draws, effective_sample_size, pareto_shape
 from .inject import metropolis_chain
 from .lifting import Lifted, ScoreLifting
 from .mbar import mbar_free_energies
@@ -397,9 +397,14 @@ class ScoreSampler:
     def lift(self, values: Mapping[str, Any], n: int) -> Lifted:
         """Return `n` configurations of the umbrella ensemble at CV values, each accepted by exact Metropolis tests.
 
-        An independence sampler over the generator's draws begins at one chosen by weight from `LIFT_DRAWS`; of its
-        states one in 3/ESS is kept, ESS the effective share of these draws. The evaluations of energy count in no
-        budget. To start unbiased dynamics at a CV value, or bursts for `estimate_drift_and_diffusion`.
+        An independence sampler over the generator's draws begins at one chosen by weight from `LIFT_DRAWS`. The
+        largest weight among them in units of the mean, or 3/ESS where that is more, is how many proposals pass before
+        the first state is kept and between one and the next. The evaluations of energy count in no budget. To start
+        unbiased dynamics at a CV value, or bursts for `estimate_drift_and_diffusion`.
+
+        The tests are exact; that a finite chain has forgotten its start is not. Weights whose tail is too heavy (Pareto
+        k̂, see `Weights.trusted`) are refused, but a mode that the generator draws less than once in some hundreds is
+        not seen by that.
 
         Parameters
         ----------
@@ -408,28 +413,45 @@ class ScoreSampler:
         Raises
         ------
         InputError
-            for missing or unknown CVs, n below 1, or where fewer than two of the first draws are effective.
+            for missing or unknown CVs, values outside their range, n below 1, or where the weights cannot be trusted.
         """
-        lifting = self.generator
         if n < 1:
             raise InputError(f"the number of configurations must be 1 or more, got {n}")
-        label = lifting.label(values)
+        lifting, label = self.generator, self._label(values)
         rng = np.random.default_rng(self._seeds.spawn(1)[0])
         drawn, weighed = self._weighed_draws(label, LIFT_DRAWS, rng)
         share = effective_sample_size(weighed.log_weights)
-        if not share * LIFT_DRAWS >= LEAST_LIFTED:
-            raise InputError(
-                f"the generator cannot be trusted at {dict(values)}, {share * LIFT_DRAWS:.1f} of {LIFT_DRAWS} draws "
-                "being effective: choose another place, or call run() with more force evaluations"
-            )
+        self._refuse_untrusted(weighed.log_weights, values, tail=False)  # too few to fit a tail to
         p = np.exp(weighed.log_weights - weighed.log_weights.max())
-        first, apart = rng.choice(LIFT_DRAWS, p=p / p.sum()), int(np.ceil(3 / share))
+        first, apart = rng.choice(LIFT_DRAWS, p=p / p.sum()), int(np.ceil(max(3 / share, 1 / p.mean())))
         start = weighed.positions[first], float(drawn.log_density[first]), float(weighed.log_weights[first])
-        drawn, weighed = self._weighed_draws(label, n * apart, rng)
-        state = metropolis_chain(start[2], weighed.log_weights, rng)[1][apart - 1 :: apart]
+        drawn, weighed = self._weighed_draws(label, (n + 1) * apart, rng)
+        self._refuse_untrusted(weighed.log_weights, values, tail=True)
+        state = metropolis_chain(start[2], weighed.log_weights, rng)[1][2 * apart - 1 :: apart]
         positions = np.where(state[:, None, None] < 0, start[0], weighed.positions[state])
         log_density = np.where(state < 0, start[1], drawn.log_density[state])
         return Lifted(positions, log_density, label, lifting.effective(label))
+
+    def _label(self, values: Mapping[str, Any]) -> np.ndarray:
+        """Return CV values given by name as a label within the CVs' ranges, or raise `InputError`."""
+        label = self.generator.label(values)
+        for cv, value in zip(self.molecule.cvs, label, strict=True):
+            if not cv.minimum <= value <= cv.maximum:
+                known = f"{cv.minimum:g} to {cv.maximum:g} {cv.unit}"
+                degrees = " (angles are in radians, or Quantities)" if cv.unit == "rad" else ""
+                raise InputError(f"{cv.name} = {value:g} lies outside its range from {known}{degrees}")
+        return label
+
+    def _refuse_untrusted(self, log_weights: np.ndarray, values: Mapping[str, Any], tail: bool) -> None:
+        n, share = len(log_weights), effective_sample_size(log_weights)
+        heavy = tail and share < 0.5  # of nearly equal weights the tail does not matter
+        if heavy:
+            heavy = pareto_shape(log_weights[np.isfinite(log_weights)], n) >= min(1 - 1 / np.log10(n), 0.7)
+        if heavy or not share * n >= LEAST_LIFTED:
+            raise InputError(
+                f"the generator cannot be trusted at {dict(values)}, where {share * n:.0f} of {n} draws are effective "
+                "and few of them count for much: choose another place, or call run() with more force evaluations"
+            )
 
     def _weighed_draws(self, label: np.ndarray, n: int, rng: np.random.Generator) -> tuple[Samples, Weighed]:
         campaign = self._begun()
@@ -463,17 +485,7 @@ class ScoreSampler:
         """
         self._check_is_ours(simulation)
         mover = self._moves()
-        names = [cv.name for cv in self.molecule.cvs]
-        if not isinstance(values, Mapping):
-            raise InputError(f"give the values by name, such as {{{names[0]!r}: 1.0}}, got {type(values).__name__}")
-        if set(values) != set(names):
-            raise InputError(f"give a value for each of {', '.join(names)}, got {', '.join(values) or 'none'}")
-        label = np.array([cv.strip_units(values[cv.name]) for cv in self.molecule.cvs])
-        for cv, value in zip(self.molecule.cvs, label, strict=True):
-            if not cv.minimum <= value <= cv.maximum:
-                known = f"{cv.minimum:g} to {cv.maximum:g} {cv.unit}"
-                degrees = " (angles are in radians, or Quantities)" if cv.unit == "rad" else ""
-                raise InputError(f"{cv.name} = {value:g} lies outside its range from {known}{degrees}")
+        label = self._label(values)
         groups = simulation.integrator.getIntegrationForceGroups()
         rng = np.random.default_rng(self._seeds.spawn(1)[0])
         configuration, effective = mover.draw_at(simulation.context, groups, label, RESEED_DRAWS, rng)

@@ -142,6 +142,12 @@ def test_extrapolation_is_said(liftings: dict[str, Lifting]) -> None:
     beyond = NearestLifting(MOLECULE, GRID, POSITIONS + np.array([0.5, 0.0, 0.0]), LOG_WEIGHTS)
     with pytest.warns(sgm.ExtrapolationWarning):  # there is data, but not in the range of the CV
         assert beyond.lift({"x": 1.2}, 3).effective == 0
+    heavy = LOG_WEIGHTS.copy()
+    heavy[np.abs(X).argmin()] += 20.0  # one configuration has all of the weight, or those near have none
+    nothing_near = np.where(np.abs(X) < 0.3, -np.inf, LOG_WEIGHTS)
+    for log_weights in (heavy, nothing_near):
+        with pytest.warns(sgm.ExtrapolationWarning):
+            assert NearestLifting(MOLECULE, GRID, POSITIONS, log_weights).lift({"x": 0.0}, 3).extrapolated
     for lifting in liftings.values():
         with pytest.warns(sgm.ExtrapolationWarning, match="hardly any data near"):
             assert lifting.lift({"x": 2.0 * unit.nanometer}, 3).extrapolated
