@@ -51,6 +51,7 @@ _PUBLIC = {
     "propagator": ("fit_diffusion_on_surface",),
     "reduced": ("ReducedEquation",),
     "sampler": ("ScoreSampler",),
+    "transitions": ("TransitionModel", "estimate_transitions"),
     "system": ("MolecularSystem",),
     "system_file": ("load_system",),
     "training": ("TrainingOptions",),

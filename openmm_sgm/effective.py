@@ -15,7 +15,7 @@ from .free_energy import Surface
 from .reduced import ReducedEquation
 from .units import InputError, strip_units, thermal_energy
 
-__all__ = ["EffectiveDynamics", "LagAgreement", "log_density_on"]
+__all__ = ["EffectiveDynamics", "LagAgreement", "log_density_on", "surface_of_laws"]
 
 SIGNIFICANCE = 0.1
 TOLERANCE = 0.05
@@ -214,19 +214,13 @@ class EffectiveDynamics:
         temperature : K or a Quantity
         """
         kt = thermal_energy(float(strip_units(temperature, unit.kelvin)))
-
-        def heights(equation: ReducedEquation) -> np.ndarray:
-            density = equation.stationary_density()
-            return -kt * np.log(np.where(density > 0, density, np.nan))
-
-        free_energy = heights(self.reduced)
-        free_energy -= np.nanmin(free_energy)
-        low = free_energy < SURFACE_LIMIT_KJ_MOL
-        error = self.with_errors(lambda equation: (f := heights(equation)) - np.nanmean(f[low]))[1]
-        shape = self.grid.shape
-        return Surface(
-            free_energy.reshape(shape), error.reshape(shape), self.grid.edges, self.grid.names, self.grid.units
-        )
+        laws = [self.reduced.stationary_density()]
+        for drift, diffusion in zip(self.drift_replicas, self.diffusion_replicas, strict=True):
+            try:
+                laws.append(ReducedEquation(self.grid, drift, diffusion, self.log_density).stationary_density())
+            except InputError:
+                laws.append(np.full(self.grid.n_cells, np.nan))
+        return surface_of_laws(np.array(laws), kt, self.grid)
 
     def mean_first_passage_time(self, start: np.ndarray, target: np.ndarray) -> tuple[float, float]:
         """Return the mean time from one set of cells, at its stationary density, to another, and its error, ps.
@@ -267,3 +261,15 @@ def log_density_on(surface: Surface, grid: CellGrid, kt: float) -> np.ndarray:
     total = density.reshape(shape).sum(axis=tuple(range(1, len(shape), 2))).ravel()
     with np.errstate(divide="ignore"):
         return np.where(total > 0, np.log(total), np.nan)
+
+
+def surface_of_laws(laws: np.ndarray, kt: float, grid: CellGrid) -> Surface:
+    """Return −kT log of the first row of `laws`, shape (1 + B, n_cells), with errors from the others; as in `Surface`.
+
+    The laws need not be normalised; NaN or zero is unsampled.
+    """
+    heights = -kt * np.log(np.where(laws > 0, laws, np.nan))
+    free_energy = heights[0] - np.nanmin(heights[0])
+    low = free_energy < SURFACE_LIMIT_KJ_MOL
+    error = spread(heights[1:] - np.nanmean(heights[1:, low], axis=1, keepdims=True))
+    return Surface(free_energy.reshape(grid.shape), error.reshape(grid.shape), grid.edges, grid.names, grid.units)

@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import scipy.sparse
 
+from .cells import CellGrid
 from .frames import INJECTED, Frames, Selection, rows_by_window
 from .importance import LEAST_EFFECTIVE, Draws, Weights
 from .mbar import (
@@ -29,7 +30,7 @@ from .mbar import (
     weighted_mbar,
     window_shares,
 )
-from .units import SamplingError, thermal_energy
+from .units import InputError, SamplingError, thermal_energy
 from .windows import WindowGrid
 
 __all__ = ["Estimate", "Method", "Surface", "consistency", "estimate", "simulated_minus_generated"]
@@ -128,6 +129,44 @@ class Estimate:
         columns = values.reshape(len(values), -1)
         replicas = ((factor[:, None] * columns).T @ self.replicas / (factor @ self.replicas)).T
         return mean, replicas.reshape(-1, *values.shape[1:]).std(axis=0, ddof=1)
+
+    def starts(self, grid: CellGrid, per_cell: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return configurations to start unbiased bursts from: an equilibrium sample within each cell of a grid.
+
+        Drawn with replacement by their weights, so that one may come several times; cells with fewer than
+        `LEAST_AVERAGED` effective samples get none.
+
+        >>> positions, sample = estimate.starts(grid, per_cell=20, seed=1)
+        >>> bursts = run_bursts(simulation, positions, cvs, steps=2500, interval=50, seed=2)
+        >>> model = estimate_transitions(bursts.values, bursts.time_spacing, grid, lag=5.0, groups=sample, seed=3)
+
+        Parameters
+        ----------
+        grid : cells over the same CVs
+        per_cell : starts in each
+
+        Returns
+        -------
+        positions : float64, shape (n, n_atoms, 3), nm, cell after cell
+        sample : int64, shape (n,); which of `samples` each is
+
+        Raises
+        ------
+        InputError
+            where no cell has enough samples.
+        """
+        rng = np.random.default_rng(seed)
+        cells = grid.cells_of(self.samples.column("cvs"))
+        chosen = []
+        for cell in range(grid.n_cells):
+            rows = np.flatnonzero(cells == cell)
+            weights = np.exp(self.log_weights[rows] - self.log_weights[rows].max(initial=-np.inf))
+            if len(rows) and weights.sum() ** 2 / (weights**2).sum() >= LEAST_AVERAGED:
+                chosen.append(rng.choice(rows, per_cell, p=weights / weights.sum()))
+        if not chosen:
+            raise InputError(f"no cell has {LEAST_AVERAGED:g} effective samples: sample for longer, or use fewer cells")
+        sample = np.concatenate(chosen)
+        return self.samples.take(sample).positions, sample
 
 
 def estimate(

@@ -49,6 +49,7 @@ ORDER = (
     "effective",
     "kramers_moyal",
     "propagator",
+    "transitions",
     "options",
     "campaign",
     "explore",
