@@ -59,13 +59,15 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Variant:
-    """Temperature of the hot dynamics, exponent α of the map, windows of each CV, coordinates if given, and options."""
+    """Temperature of the hot dynamics, exponent α of the map, windows of each CV, coordinates if given, options, and
+    whether windows start from the hot frames."""
 
     hot_k: float
     alpha: float
     windows: tuple[int, ...]
     coordinates: tuple[int, ...] = ()
     options: sgm.SamplerOptions = field(default_factory=lambda: sgm.SamplerOptions().made_quick())
+    seeded: bool = False
 
 
 VARIANTS = {
@@ -74,6 +76,8 @@ VARIANTS = {
     "chosen two, 600 K, density left in, ladder": Variant(
         600.0, 0.0, (10, 10), options=sgm.SamplerOptions(ladder=LADDER, exploration_training_steps=200, rounds=2)
     ),
+    "chosen two, 600 K, density left in, from hot frames": Variant(600.0, 0.0, (10, 10), seeded=True),
+    "chosen three, 600 K, density left in, from hot frames": Variant(600.0, 0.0, (7, 7, 7), seeded=True),
 }
 
 
@@ -134,6 +138,7 @@ def run(variant: Variant) -> tuple[dict[str, Any], Surface]:
         seed=SEED,
         workers=0,
         options=variant.options,
+        starts=hot if variant.seeded else None,
         progress=lambda line: print(f"{time.perf_counter() - started:6.0f} s  {line}", flush=True),
     )
     with warnings.catch_warnings(record=True) as caught:

@@ -119,6 +119,7 @@ class Campaign:
     Attributes
     ----------
     molecule, grid, options : what is sampled, over which windows, and how
+    starts : shape (n, n_atoms, 3), nm; of the target, what exploration begins with besides the molecule's positions
     walkers : window -> `Walker`, for every window visited
     chain : frames of the windows' own simulations, burn-in included, in time order
     trials : generated frames by which windows were opened in the exploration; for training, not for estimators
@@ -161,6 +162,7 @@ class Campaign:
         )
         self.z_matrix = _z_matrix(molecule)
         self.chirality = Chirality.of(molecule.positions, molecule.bonds)
+        self.starts = np.empty((0, *molecule.positions.shape))
         self.walkers: dict[int, Walker] = {}
         self.chain: list[Frames] = []
         self.trials: list[Draws] = []

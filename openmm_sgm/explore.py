@@ -20,6 +20,7 @@ weighed again, twice at most, before the exploration ends."""
 LADDER_TRIALS = 4
 """Trials of a window from a hotter one's generator, in units of `options.trial`."""
 PULLED, GENERATED_START, HOTTER = "pulling from a neighbour", "a generated configuration", "a hotter walker"
+STRUCTURE, GIVEN = "the starting structure", "a configuration given"
 
 
 def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
@@ -33,7 +34,7 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
     """
     end = campaign.cost.total + budget
     if not campaign.walkers:
-        _first_window(campaign)
+        _first_windows(campaign, budget)
     trained_at = len(campaign.walkers) if campaign.generator else 0
     refused: set[int] = set()  # by the generator as it stands
     checked, looks = set[int](), 0 if campaign.rounds else LOOKS  # later rounds weigh all windows anyway
@@ -153,17 +154,42 @@ def _visit_cost(campaign: Campaign) -> int:
     return o.pull_steps + o.equilibration_steps + o.exploration_steps + frames + 4
 
 
-def _first_window(campaign: Campaign) -> None:
-    molecule, grid, o = campaign.molecule, campaign.grid, campaign.options
-    start = molecule.evaluate_cvs(molecule.positions[None])[0]
-    window = grid.nearest(start)
-    center = grid.centers[window]
-    path = center - grid.difference(center, start)
-    segment = campaign.segment(window, molecule.positions, None, path, o.pull_steps, o.first_steps)
-    campaign.run([segment], BURN_IN, {window: "the starting structure"})
+def _first_windows(campaign: Campaign, budget: int) -> None:
+    """Start where the molecule is, and in every window that the user has given configurations for."""
+    start, o = campaign.molecule.positions, campaign.options
+    window = _start_windows(campaign, start[None], o.first_steps, STRUCTURE)[0]
     if campaign.walkers[window].failure:
         raise SamplingError(f"the starting structure cannot be simulated: {campaign.walkers[window].failure}")
     campaign.update_free_energies()
+    given = campaign.target.starts
+    if len(given):
+        affordable = max(0, budget - campaign.cost.total) // _visit_cost(campaign)
+        windows = _start_windows(campaign, given, o.equilibration_steps, GIVEN, affordable)
+        campaign.update_free_energies()
+        campaign.say(f"started {len(windows)} windows from the configurations given")
+
+
+def _start_windows(
+    campaign: Campaign, positions: np.ndarray, equilibration_steps: int, origin: str, most: int = 1
+) -> list[int]:
+    """Simulate windows that hold none yet, each from the one of `positions` that is closest to its centre."""
+    grid, o = campaign.grid, campaign.options
+    cvs = campaign.molecule.evaluate_cvs(positions)
+    nearest = np.array([grid.nearest(values) for values in cvs])
+    distance = np.array([grid.reduced_bias(c, grid.centers[w][None])[0] for c, w in zip(cvs, nearest, strict=True)])
+    closest: dict[int, int] = {}
+    for row in np.argsort(distance, kind="stable"):
+        if nearest[row] not in campaign.walkers:
+            closest.setdefault(int(nearest[row]), int(row))
+    chosen = dict(list(closest.items())[:most])
+    segments = []
+    for window, row in chosen.items():
+        center = grid.centers[window]
+        path = center - grid.difference(center, cvs[row])
+        segments.append(campaign.segment(window, positions[row], None, path, o.pull_steps, equilibration_steps))
+    if segments:
+        campaign.run(segments, BURN_IN, dict.fromkeys(chosen, origin))
+    return list(chosen)
 
 
 def _frontier(campaign: Campaign) -> list[int]:

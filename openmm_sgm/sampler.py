@@ -69,6 +69,9 @@ class ScoreSampler:
     options : `SamplerOptions`
     generator : one to begin with, from `train_from_frames` or an earlier run of the same molecule and CVs; windows are
         then tried with it from the first. Results are as exact with it as without; a bad one costs force evaluations
+    starts : float64, shape (n, n_atoms, 3), nm or a Quantity; configurations besides the simulation's own for windows
+        to start from, from any trajectory of the molecule (a hot one, say): of those nearest to a window the closest
+        to its centre. They are equilibrated there and are in no estimate
     progress : called with one line of text now and then
     on_round : called with this sampler after the exploration and after every round
 
@@ -94,6 +97,7 @@ class ScoreSampler:
         executor: Executor | None = None,
         options: SamplerOptions | None = None,
         generator: Generator | None = None,
+        starts: Any = None,
         progress: Callable[[str], None] | None = None,
         on_round: Callable[[ScoreSampler], None] | None = None,
     ) -> None:
@@ -123,6 +127,12 @@ class ScoreSampler:
             refuse_unfit(generator, self.molecule, self.options)
         self.progress, self.on_round = progress or (lambda line: None), on_round
         self._given_executor, self._given_generator = executor, generator
+        shape = self.molecule.positions.shape
+        self._starts = (
+            np.empty((0, *shape)) if starts is None else np.asarray(strip_units(starts, unit.nanometer), float)
+        )
+        if self._starts.ndim != 3 or self._starts.shape[1:] != shape or not np.isfinite(self._starts).all():
+            raise InputError(f"starts must be numbers of shape (n, {shape[0]}, 3) in nm, got {self._starts.shape}")
         self._seeds = np.random.SeedSequence(seed)
         self.campaign: Campaign | None = None
         self.history: list[dict[str, Any]] = []
@@ -296,6 +306,7 @@ class ScoreSampler:
         """Return the state of a run that has not begun."""
         campaign = Campaign(self.molecule, self.options, self._seeds.spawn(1)[0], self.progress)
         campaign.shared.generator = self._given_generator
+        campaign.starts = self._starts
         return campaign
 
     @property

@@ -27,11 +27,13 @@ from scipy import stats
 import openmm_sgm as sgm
 from openmm_sgm import campaign as campaign_module
 from openmm_sgm.campaign import Campaign
-from openmm_sgm.frames import BURN_IN, GENERATED, INJECTED
+from openmm_sgm.explore import explore
+from openmm_sgm.frames import BURN_IN, GENERATED, INJECTED, MD
 from openmm_sgm.hidden import Disagreement, HiddenStates
 from openmm_sgm.sampler import DOUBT
 from openmm_sgm.unbiased import LabelDistribution
 from openmm_sgm.units import thermal_energy
+from openmm_sgm.windows import WindowGrid
 
 BUDGET = 40_000
 SMALL = sgm.SamplerOptions(
@@ -538,6 +540,32 @@ def test_windows_can_all_be_opened_by_pulling() -> None:
     assert surface.error_below(20.0) < 0.5
     drawn = [int(draws.drawn.sum()) for draws in sampler.campaign.rounds]
     assert drawn[1] / drawn[0] == pytest.approx(options.growth, rel=0.1)
+
+
+def test_windows_start_from_configurations_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those nearest to a window the closest to its centre, and never in an estimate."""
+    simulation = triatomic_simulation()
+    molecule = sgm.MolecularSystem.from_simulation(simulation, [bond()], 300.0)
+    given = np.repeat(molecule.positions[None], 4, axis=0)
+    direction = (given[0, 1] - given[0, 0]) / np.linalg.norm(given[0, 1] - given[0, 0])
+    grid = WindowGrid.over(molecule.cvs, 300.0)
+    lengths = [grid.centers[1, 0], grid.centers[8, 0] + 1e-3, grid.centers[8, 0], grid.centers[8, 0] - 2e-3]
+    for positions, length in zip(given, lengths, strict=True):
+        positions[0] = positions[1] - length * direction
+    sampler = sgm.ScoreSampler(molecule, seed=3, workers=0, options=SMALL, starts=given * unit.nanometer)
+    campaign = sampler.new_campaign()
+    started: list[Any] = []
+    run = campaign.run
+    monkeypatch.setattr(campaign, "run", lambda segments, *rest: (started.extend(segments), run(segments, *rest)))
+    explore(campaign, 3000, generate=False)
+    of_8 = next(segment for segment in started if segment.walker == 8)
+    assert np.array_equal(of_8.positions, given[2])
+    origins = {w: walker.started_from for w, walker in campaign.walkers.items()}
+    assert origins[1] == origins[8] == "a configuration given"
+    assert sum(origin == "a configuration given" for origin in origins.values()) == 2
+    assert len(campaign.chain_of(MD, INJECTED)) == 0
+    with pytest.raises(sgm.InputError, match="starts must be numbers of shape"):
+        sgm.ScoreSampler(molecule, starts=given[0])
 
 
 def test_windows_that_disagree_are_drawn_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
