@@ -20,6 +20,7 @@ ORDER = (
     "learned",
     "system",
     "system_file",
+    "new_system",
     "reporter",
     "velocities",
     "platforms",

@@ -1,0 +1,192 @@
+"""A system folder from a PDB file: hydrogens added where they are missing, and torsions to choose CVs from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import mdtraj
+import networkx
+import numpy as np
+from openmm import app, unit
+
+from .system_file import load_system
+from .units import InputError, one_line
+
+__all__ = ["SOLVENTS", "TorsionChoice", "new_system", "torsions_to_choose_from"]
+
+SOLVENTS = {"vacuum": (), "obc": ("amber99_obc.xml",)}
+"""Force-field files besides that of the molecule."""
+FORCE_FIELD = "amber99sbildn.xml"
+BINS = 36
+
+
+class TorsionChoice(NamedTuple):
+    """A torsion that may be a CV: its name, its atoms (zero-based), and what it is in words."""
+
+    name: str
+    atoms: tuple[int, int, int, int]
+    meaning: str
+
+
+def new_system(
+    folder: Path, pdb: Path, *, force_field: str = FORCE_FIELD, solvent: str = "vacuum", add_hydrogens: bool = False
+) -> list[TorsionChoice]:
+    """Write a system folder for a molecule, and return its torsions, those that were taken as CVs first.
+
+    The CVs are φ and ψ of the protein residue in the middle, or else the first two torsions there are; the others stand
+    in system.toml as comments. The folder is loaded once, so that what is written is known to run.
+
+    Parameters
+    ----------
+    folder : must not exist
+    pdb : the molecule, complete but for hydrogens
+    force_field : a name of OpenMM's, or a file, which is copied
+    solvent : "vacuum" or "obc" (generalised Born; with the AMBER force fields)
+    add_hydrogens : at pH 7; they are added anyway where there are none
+
+    Raises
+    ------
+    InputError
+        where the file cannot be read, the force field does not fit it, or it has no torsion; nothing is left behind.
+    """
+    if solvent not in SOLVENTS:
+        raise InputError(f"solvent must be one of {', '.join(SOLVENTS)}, got '{solvent}'")
+    try:
+        structure = app.PDBFile(str(pdb))
+    except Exception as error:  # the reader raises whatever the first broken field leads to
+        raise InputError(f"{pdb} cannot be read as a PDB file: {one_line(error)}") from None
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise InputError(f"{folder} exists already: choose a new folder") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}") from None
+    try:
+        files = [_force_field_file(folder, force_field), *SOLVENTS[solvent]]
+        topology, positions = structure.topology, structure.positions
+        if add_hydrogens or not any(atom.element is app.element.hydrogen for atom in topology.atoms()):
+            topology, positions = _with_hydrogens(folder, files, topology, positions)
+        with (folder / "topology.pdb").open("w") as file:
+            app.PDBFile.writeFile(topology, positions, file, keepIds=True)
+        torsions = torsions_to_choose_from(topology)
+        if not torsions:
+            raise InputError(f"{pdb} holds no torsion about a rotatable bond: write system.toml with other CVs by hand")
+        (folder / "system.toml").write_text(_system_toml(folder.name, files, torsions), encoding="utf-8")
+        (folder / "README.md").write_text(f"# {folder.name}\n\nMade from {pdb.name} by `openmm-sgm new`.\n")
+        load_system(folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    return torsions
+
+
+def _force_field_file(folder: Path, name: str) -> str:
+    """Return the name to write; a file of the user's is copied into the folder."""
+    path = Path(name)
+    if path.is_file():
+        shutil.copy(path, folder / path.name)
+        return path.name
+    return name
+
+
+def _with_hydrogens(
+    folder: Path, files: list[str], topology: app.Topology, positions: unit.Quantity
+) -> tuple[app.Topology, unit.Quantity]:
+    try:
+        forces = app.ForceField(*(str(folder / name) if (folder / name).is_file() else name for name in files))
+        modeller = app.Modeller(topology, positions)
+        modeller.addHydrogens(forces)
+    except Exception as error:
+        raise InputError(f"hydrogens cannot be added with {' + '.join(files)}: {one_line(error)}") from None
+    return modeller.topology, modeller.positions
+
+
+def torsions_to_choose_from(topology: app.Topology) -> list[TorsionChoice]:
+    """Return the backbone and side-chain torsions of a protein, the middle residue's φ and ψ first, then all others
+    about bonds between heavy atoms that can rotate (no ring, no peptide or double bond known as such)."""
+    atoms = list(topology.atoms())
+    found: list[TorsionChoice] = []
+    trajectory = mdtraj.Trajectory(np.zeros((1, len(atoms), 3)), mdtraj.Topology.from_openmm(topology))
+    backbone = []
+    for kind, compute in (("phi", mdtraj.compute_phi), ("psi", mdtraj.compute_psi)):
+        for indices in compute(trajectory)[0]:
+            residue = atoms[indices[2] if kind == "phi" else indices[1]].residue
+            backbone.append((residue.index, kind, tuple(int(i) for i in indices), f"{residue.name} {residue.id}"))
+    middles = sorted({row[0] for row in backbone if {"phi", "psi"} <= {r[1] for r in backbone if r[0] == row[0]}})
+    middle = middles[len(middles) // 2] if middles else -1
+    backbone.sort(key=lambda row: (row[0] != middle, row[0], row[1]))
+    for index, kind, indices, residue in backbone:
+        name = kind if index == middle else f"{kind}_{index}"
+        found.append(TorsionChoice(name, indices, f"{kind} of {residue}"))  # type: ignore[arg-type]
+    taken = {frozenset(choice.atoms[1:3]) for choice in found}
+    for a, b in _rotatable_bonds(topology):
+        if frozenset((a, b)) not in taken:
+            ends = [_first_heavy(topology, here, other) for here, other in ((a, b), (b, a))]
+            if None not in ends:
+                name = "_".join(f"{atoms[i].residue.index}{atoms[i].name}" for i in (a, b))
+                words = f"about {atoms[a].residue.name} {atoms[a].name} - {atoms[b].residue.name} {atoms[b].name}"
+                found.append(TorsionChoice(name.replace("'", "p"), (ends[0], a, b, ends[1]), words))  # type: ignore[arg-type]
+    return found
+
+
+def _rotatable_bonds(topology: app.Topology) -> list[tuple[int, int]]:
+    """Return bonds between heavy atoms that are in no ring and no amide or C=O."""
+    graph = networkx.Graph()
+    atoms = list(topology.atoms())
+    for bond in topology.bonds():
+        graph.add_edge(bond.atom1.index, bond.atom2.index)
+    heavy = {atom.index for atom in atoms if atom.element is not app.element.hydrogen}
+    bridges = {tuple(sorted(edge)) for edge in networkx.bridges(graph)}
+
+    def carbonyl(i: int) -> bool:
+        terminal = [j for j in graph[i] if graph.degree[j] == 1]
+        return atoms[i].element is app.element.carbon and any(
+            atoms[j].element in (app.element.oxygen, app.element.sulfur) for j in terminal
+        )
+
+    def amide(i: int, j: int) -> bool:
+        return any(carbonyl(a) and atoms[b].element is app.element.nitrogen for a, b in itertools.permutations((i, j)))
+
+    return [(i, j) for i, j in sorted(bridges) if i in heavy and j in heavy and not amide(i, j)]
+
+
+def _first_heavy(topology: app.Topology, here: int, other: int) -> int | None:
+    """Return the first heavy atom bound to `here` besides `other`."""
+    atoms = list(topology.atoms())
+    bound = sorted(
+        {a.index for bond in topology.bonds() for a in bond if here in (bond.atom1.index, bond.atom2.index)}
+        - {here, other}
+    )
+    heavy = [i for i in bound if atoms[i].element is not app.element.hydrogen]
+    return heavy[0] if heavy else None
+
+
+def _system_toml(name: str, files: list[str], torsions: list[TorsionChoice]) -> str:
+    lines = [
+        f"name = {json.dumps(name)}",
+        'topology = "topology.pdb"',
+        f"force_field = {json.dumps(files)}",
+        'nonbonded_method = "NoCutoff"',
+        'constraints = "HBonds"',
+        "temperature_k = 300.0",
+        "time_step_fs = 2.0",
+        "friction_per_ps = 1.0",
+        "",
+        "# The collective variables: one to three. Take away or put back the # to choose others.",
+    ]
+    for k, choice in enumerate(torsions):
+        mark = "" if k < 2 else "# "
+        lines += [
+            "",
+            f"# {choice.meaning}",
+            f"{mark}[[cv]]",
+            f"{mark}name = {json.dumps(choice.name)}",
+            f'{mark}kind = "torsion"',
+            f"{mark}atoms = {list(choice.atoms)}",
+            f"{mark}bins = {BINS}",
+        ]
+    return "\n".join(lines) + "\n"
