@@ -15,13 +15,14 @@ PYTEST_ARGS ?=
 ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1 OPENMM_CPU_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench clean
+.PHONY: help venv demo test lint format bench docs clean
 
 help:
 	@echo "make demo    the free-energy surface of alanine dipeptide, from one structure, in a new folder under runs/"
 	@echo "             (SEED=1 EVALUATIONS=force evaluations WORKERS=processes OUTPUT=folder SYSTEM=system folder)"
 	@echo "make test    the test suite (TEST_WORKERS=2 PYTEST_ARGS=)"
 	@echo "make lint    ruff and mypy;  make format  applies what ruff can"
+	@echo "make docs    the documentation, in docs/_build/html"
 	@echo "make bench   every script of benchmarks/ in turn"
 	@echo "make clean   removes caches and build files; leaves runs/ and the virtual environment"
 
@@ -59,6 +60,10 @@ bench: venv
 	@test -n "$(wildcard benchmarks/*.py)" || { echo "there is no script in benchmarks/" >&2; exit 2; }
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; "$(VENV)/bin/python" "$$script"; done
 
+docs: venv
+	"$(VENV)/bin/pip" install --quiet -c constraints.txt -e ".[docs]"
+	"$(VENV)/bin/sphinx-build" --quiet -W --keep-going -b html docs docs/_build/html
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find openmm_sgm tests tutorials benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

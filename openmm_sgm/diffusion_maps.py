@@ -100,7 +100,7 @@ class DiffusionMap:
         return support_of(torch.exp(-exponents).sum(dim=1), self.threshold).numpy()
 
     def exponents(self, features: torch.Tensor) -> torch.Tensor:
-        """Return |x − x_j|²/4ε of features (n, d), differentiable, shape (n, m)."""
+        """Return ``|x − x_j|²/4ε`` of features (n, d), differentiable, shape (n, m)."""
         d = self.landmarks.shape[1]
         if features.ndim != 2 or features.shape[1] != d:
             raise InputError(
