@@ -25,6 +25,8 @@ ORDER = (
     "platforms",
     "workers",
     "executors",
+    "parsl_pool",
+    "preflight",
     "engine",
     "simulate",
     "set_aside",
