@@ -543,10 +543,11 @@ class Campaign:
         positions = np.where(samples.valid[:, None, None], samples.positions, self.molecule.positions)
         energies, forces = np.full(len(positions), np.nan), np.zeros(positions.shape)
         lost, units = samples.lost, UnitCounts()
-        energies[samples.valid], forces[samples.valid], lost[samples.valid] = evaluate_safely(
+        energies[samples.valid], forces[samples.valid], lost[samples.valid], evaluations = evaluate_safely(
             self.settings, positions[samples.valid], self.executor, self.chunks, self.pace, units
         )
         self.cost.count(units)
+        self.cost.generation += evaluations - int(samples.valid.sum())  # energies that were asked for twice
         reasons = impossible(samples._replace(positions=positions), energies, self.chirality)
         bias = self.grid.reduced_bias(self.molecule.evaluate_cvs(positions), points)
         factor = self._constraint_factor(positions)

@@ -24,6 +24,8 @@ __all__ = ["ParslOptions", "ParslPool", "load_parsl_options"]
 
 R = TypeVar("R")
 
+HEARTBEAT_SECONDS = 5
+"""How often a node looks for dead workers; Parsl's own 30 s would leave a call waiting as long."""
 _ONE_THREAD = "export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OPENMM_CPU_THREADS=1"
 _OF_SLURM = ("partition", "account", "qos", "constraint", "walltime", "gpus_per_node", "scheduler_options")
 
@@ -198,6 +200,7 @@ def _parsl_config(options: ParslOptions, folder: Path) -> Any:
         max_workers_per_node=options.workers_per_node,
         available_accelerators=options.available_accelerators or (),
         cores_per_worker=options.cores_per_worker,
+        heartbeat_period=HEARTBEAT_SECONDS,
         address=options.address,
     )
     return Config(executors=[executor], strategy="none", run_dir=str(folder), initialize_logging=False)

@@ -110,12 +110,14 @@ class SegmentResult:
 
 
 class Evaluations(NamedTuple):
-    """Energies (n,), kJ/mol, and forces (n, n_atoms, 3), kJ/mol/nm, NaN where not finite; and where they are not known
-    because the evaluation was given up (bool, shape (n,)), which says nothing of the configuration."""
+    """Energies (n,), kJ/mol, and forces (n, n_atoms, 3), kJ/mol/nm, NaN where not finite; where they are not known
+    because the evaluation was given up (bool, shape (n,)), which says nothing of the configuration; and how many
+    evaluations there were: n, and one more for each energy that was not finite at first."""
 
     energies: np.ndarray
     forces: np.ndarray
     lost: np.ndarray
+    force_evaluations: int
 
 
 def run_segments(
@@ -180,10 +182,10 @@ def evaluate(
     energies : float64, shape (n,), kJ/mol; nan where energy or a force is not finite, or not known (see
         `evaluate_safely`)
     forces : float64, shape (n, n_atoms, 3), kJ/mol/nm; nan likewise
-    force_evaluations : n
+    force_evaluations : n, and one more for each energy that was not finite at first
     """
-    energies, forces, _ = evaluate_safely(settings, positions, executor or SerialExecutor(), chunks)
-    return energies, forces, len(energies)
+    energies, forces, _, evaluations = evaluate_safely(settings, positions, executor or SerialExecutor(), chunks)
+    return energies, forces, evaluations
 
 
 def evaluate_safely(
@@ -194,9 +196,29 @@ def evaluate_safely(
     pace: Pace | None = None,
     counts: UnitCounts | None = None,
 ) -> Evaluations:
-    """Evaluate as `evaluate` does; what a worker fails at is done again in pieces, and marked where it fails again."""
+    """Evaluate as `evaluate` does; what a worker fails at is done again in pieces, and marked where it fails again.
+
+    An energy that is not finite is a fact of a configuration when it comes out a second time.
+    """
     positions = np.asarray(positions, dtype=float)
-    counts = counts or UnitCounts()
+    result = _evaluate_once(settings, positions, executor, workers, pace, counts or UnitCounts())
+    doubtful = np.isnan(result.energies) & ~result.lost & np.isfinite(positions).all(axis=(1, 2))
+    if not doubtful.any():
+        return result
+    again = _evaluate_once(settings, positions[doubtful], executor, workers, pace, counts or UnitCounts())
+    for column, new in zip(result[:3], again[:3], strict=True):
+        column[doubtful] = new
+    return result._replace(force_evaluations=len(positions) + int(doubtful.sum()))
+
+
+def _evaluate_once(
+    settings: MDSettings,
+    positions: np.ndarray,
+    executor: Executor,
+    workers: int,
+    pace: Pace | None,
+    counts: UnitCounts,
+) -> Evaluations:
     n_units = pace.units(len(positions), workers) if pace else max(1, workers)
     parts = [part for part in np.array_split(positions, n_units) if len(part)]
     answers = run_safely(
@@ -215,7 +237,7 @@ def evaluate_safely(
     lost = np.isposinf(energies)  # a result has none: NaN stands for every energy that is not finite
     energies[lost] = np.nan
     counts.set_aside += sum(bool(np.isposinf(piece[0]).any()) for piece in pieces)
-    return Evaluations(energies, forces, lost)
+    return Evaluations(energies, forces, lost, len(positions))
 
 
 def _refuse_damaged(unit: tuple[MDSettings, list[Segment]], results: list[SegmentResult]) -> None:
