@@ -9,6 +9,8 @@ from __future__ import annotations
 import faulthandler
 import importlib.util
 import os
+import shlex
+import sys
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -27,6 +29,7 @@ R = TypeVar("R")
 HEARTBEAT_SECONDS = 5
 """How often a node looks for dead workers; Parsl's own 30 s would leave a call waiting as long."""
 _ONE_THREAD = "export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OPENMM_CPU_THREADS=1"
+_PROGRAMS = "parsl.executors.high_throughput"
 _OF_SLURM = ("partition", "account", "qos", "constraint", "walltime", "gpus_per_node", "scheduler_options")
 
 
@@ -178,6 +181,7 @@ def _run_limited(function: Callable[..., R], seconds: float, /, *args: Any) -> R
 def _parsl_config(options: ParslOptions, folder: Path) -> Any:
     from parsl import Config
     from parsl.executors import HighThroughputExecutor
+    from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
     from parsl.launchers import SimpleLauncher, SrunLauncher
     from parsl.providers import LocalProvider, SlurmProvider
 
@@ -194,6 +198,9 @@ def _parsl_config(options: ParslOptions, folder: Path) -> Any:
             **blocks,
             **({"exclusive": False} | slurm),
         )
+    # Parsl looks for its programs on the PATH, where they are not if the environment has not been activated
+    run = f"{shlex.quote(sys.executable)} -m {_PROGRAMS}"
+    local = {"launch_cmd": DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", f"{run}.process_worker_pool", 1)}
     executor = HighThroughputExecutor(
         label="openmm_sgm",
         provider=provider,
@@ -201,6 +208,8 @@ def _parsl_config(options: ParslOptions, folder: Path) -> Any:
         available_accelerators=options.available_accelerators or (),
         cores_per_worker=options.cores_per_worker,
         heartbeat_period=HEARTBEAT_SECONDS,
+        interchange_launch_cmd=[sys.executable, "-m", f"{_PROGRAMS}.interchange"],
+        **(local if options.provider == "local" else {}),
         address=options.address,
     )
     return Config(executors=[executor], strategy="none", run_dir=str(folder), initialize_logging=False)

@@ -72,7 +72,7 @@ def small_sampler(**arguments: Any) -> sgm.ScoreSampler:
 
 @pytest.mark.filterwarnings("ignore::openmm_sgm.HiddenStateWarning")
 def test_a_run_on_faulty_workers_gives_the_closed_form(tmp_path: Path) -> None:
-    """Seen to fail (z up to 40) when lost draws count as draws of weight zero and half the pieces are lost."""
+    """Seen to fail, with z up to 6.8, when lost draws count as drawn: as draws of weight zero."""
     given_up: list[Segment] = []
 
     def keep(segment: Segment, reason: str, temperature_k: float) -> None:
