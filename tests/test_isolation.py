@@ -13,10 +13,11 @@ import pytest
 from analytic import RANGE_NM, exact_surface, triatomic_simulation
 from openmm import unit
 from test_executors import die
+from test_simulate import assert_same, oscillator, oscillator_segment  # noqa: F401
 
 import openmm_sgm as sgm
 from openmm_sgm.executors import SerialExecutor, UnitCounts, run_safely
-from openmm_sgm.simulate import Segment, SegmentResult
+from openmm_sgm.simulate import MDSettings, Segment, SegmentResult, evaluate, evaluate_safely, run_segments
 from openmm_sgm.units import SamplingError
 from openmm_sgm.workers import WorkerDied
 
@@ -147,3 +148,31 @@ def test_a_bad_piece_does_not_take_its_unit_with_it() -> None:
 def test_a_pool_that_is_broken_for_good_ends_the_run_instead_of_setting_all_aside() -> None:
     with ProcessPoolExecutor(1) as pool, pytest.raises(SamplingError, match="the executor takes no more work"):
         run_safely(pool, die, [1, 2], give_up=lambda unit, reason: unit)
+
+
+def test_results_of_faulty_workers_are_those_of_good_ones_or_none(oscillator: MDSettings) -> None:  # noqa: F811
+    """Seen to fail when results are not checked: NaN energies come through."""
+    segments = [oscillator_segment(walker=k, seed=k) for k in range(60)]
+    expected, counts = run_segments(oscillator, segments, SerialExecutor(), 1), UnitCounts()
+    executor = Faulty(0.3, seed=1)
+    results = run_segments(oscillator, segments, executor, 30, counts=counts)
+    lost = [result.failure is not None for result in results]
+    assert 0 < sum(lost) < 15
+    assert (counts.run, counts.set_aside) == (30, sum(lost))
+    first_failures = sum(executor.faults.values()) - executor.faults[""] - sum(lost)
+    assert counts.retried == first_failures
+    for result, wanted, failed in zip(results, expected, lost, strict=True):
+        if failed:
+            assert "tried again" in str(result.failure)
+            assert len(result.positions) == 0
+        else:
+            assert_same(replace(result, force_evaluations=wanted.force_evaluations), wanted)
+
+    positions = np.concatenate([result.positions for result in expected])
+    energies, forces, lost_energies, _ = evaluate_safely(oscillator, positions, Faulty(0.3, seed=3), 20)
+    exact, exact_forces, _ = evaluate(oscillator, positions)
+    known = np.isfinite(energies)
+    assert 0 < lost_energies.sum() < len(positions) / 2
+    np.testing.assert_array_equal(energies[known], exact[known])
+    np.testing.assert_array_equal(forces[known], exact_forces[known])
+    assert (known | lost_energies).mean() > 0.9  # NaN from a faulty worker twice is taken for the truth
