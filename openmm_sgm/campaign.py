@@ -14,7 +14,7 @@ import torch
 
 from .cartesian import CartesianRepresentation
 from .cvs import Torsion
-from .executors import SerialExecutor, one_thread
+from .executors import Pace, SerialExecutor, UnitCounts, one_thread
 from .frames import BURN_IN, GENERATED, INJECTED, MD, SEED, Frames, Selection
 from .generator import Generator, Samples, generate, log_densities
 from .hidden import HiddenStates, hidden_states_in_frames
@@ -22,9 +22,9 @@ from .importance import Draws, Weights, effective_sample_size
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
 from .mbar import bias_terms, weighted_mbar
 from .options import SamplerOptions
-from .platforms import PlatformChoice, choose_platform
+from .platforms import PlatformChoice, PlatformOptions, choose_platform
 from .representation import Representation
-from .simulate import MDSettings, Segment, evaluate, run_segments
+from .simulate import MDSettings, Segment, evaluate_safely, run_segments
 from .symmetry import threefold_rotors
 from .system import MolecularSystem
 from .training import LevelFrames, build_training_set, train
@@ -65,13 +65,22 @@ class Weighed(NamedTuple):
 
 @dataclass
 class Cost:
-    """Force evaluations, exactly, and wall seconds."""
+    """Force evaluations, exactly, and wall seconds; and what became of units of work, see `UnitCounts`."""
 
     simulation: int = 0
     generation: int = 0
     simulate_seconds: float = 0.0
     train_seconds: float = 0.0
     generate_seconds: float = 0.0
+    units_run: int = 0
+    units_retried: int = 0
+    units_set_aside: int = 0
+
+    def count(self, units: UnitCounts) -> None:
+        """Add what became of some units."""
+        self.units_run += units.run
+        self.units_retried += units.retried
+        self.units_set_aside += units.set_aside
 
     @property
     def total(self) -> int:
@@ -104,6 +113,7 @@ class Shared:
     ----------
     ledger : every generated configuration; cost : of all temperatures; generator : the latest, or None
     rotors : groups of equivalent atoms, None until they have been looked for; trainings : what each training did
+    draw_pace : of generation, for its time limit; not saved
     """
 
     ledger: Ledger
@@ -111,6 +121,7 @@ class Shared:
     generator: Generator | None = None
     rotors: list[tuple[int, int, int]] | None = None
     trainings: list[dict[str, Any]] = field(default_factory=list)
+    draw_pace: Pace = field(default_factory=Pace)
 
 
 class Campaign:
@@ -130,6 +141,7 @@ class Campaign:
     target : the campaign at the temperature of interest: this one, or the one that this is a hotter level of
     hotter : of the target, campaigns at `options.ladder`'s temperatures, ascending: the same windows, for finding
         states that cold walkers do not reach. They share the target's generator and costs, and are in no estimate
+    on_set_aside : of the target; called with a segment that was given up, the reason and the temperature in K
     """
 
     def __init__(
@@ -142,6 +154,7 @@ class Campaign:
         chunks: int = 1,
         *,
         target: Campaign | None = None,
+        platform: PlatformOptions | None = None,
     ) -> None:
         self.molecule, self.options, self.seed, self.say = molecule, options, seed, say
         self.target = target or self
@@ -149,7 +162,8 @@ class Campaign:
         self.grid = _grid(molecule, options, self.target.molecule.temperature_k)
         self.beta = 1 / thermal_energy(molecule.temperature_k)
         system, prefixes, physical_groups = molecule.biased_system()
-        self.platform: PlatformChoice = choose_platform(system, molecule.positions)
+        self.platform: PlatformChoice = choose_platform(system, molecule.positions, options=platform)
+        self.on_set_aside: Callable[[Segment, str, float], None] = lambda segment, reason, temperature_k: None
         self.settings = MDSettings(
             system_xml=openmm.XmlSerializer.serialize(system),
             physical_groups=physical_groups,
@@ -179,7 +193,9 @@ class Campaign:
             self._shared = Shared(Ledger([cv.name for cv in molecule.cvs]))
             for temperature in options.ladder:
                 hot = replace(molecule, temperature_k=temperature)
-                self.hotter.append(Campaign(hot, options, seed.spawn(1)[0], self._say_hot(temperature), target=self))
+                self.hotter.append(
+                    Campaign(hot, options, seed.spawn(1)[0], self._say_hot(temperature), target=self, platform=platform)
+                )
 
     # what all temperatures have in common
 
@@ -210,11 +226,17 @@ class Campaign:
 
     @property
     def chunks(self) -> int:
-        """Over how many work lists."""
+        """On how many workers."""
         return self.target._chunks
 
+    @property
+    def pace(self) -> Pace:
+        """What an MD step takes one worker, as timed when the platform was chosen."""
+        speed = self.platform.steps_per_second.get(self.platform.name, 0.0)
+        return Pace(1 / speed if speed > 0 else float("nan"))
+
     def work_on(self, executor: Executor, chunks: int) -> None:
-        """Run everything on `executor` from now on, in `chunks` work lists."""
+        """Run everything on `executor` from now on, which has so many workers."""
         self.target._executor, self.target._chunks = executor, chunks
 
     def _say_hot(self, temperature: float) -> Callable[[str], None]:
@@ -262,7 +284,9 @@ class Campaign:
         origins : for windows that are visited for the first time, what they started from
         """
         started = time.perf_counter()
-        results = run_segments(self.settings, segments, self.executor, self.chunks)
+        counts = UnitCounts()
+        results = run_segments(self.settings, segments, self.executor, self.chunks, self.pace, counts)
+        self.cost.count(counts)
         self.cost.simulate_seconds += time.perf_counter() - started
         for segment, result in zip(segments, results, strict=True):
             window = segment.walker
@@ -271,6 +295,7 @@ class Campaign:
             self.walkers[window] = Walker(result.final_positions, result.final_velocities, origin, result.failure)
             if result.failure:
                 self.say(f"window {window} at {self.describe(window)} set aside: {result.failure}")
+                self.target.on_set_aside(segment, result.failure, self.molecule.temperature_k)
         good = [(s, r) for s, r in zip(segments, results, strict=True) if len(r.energies)]
         if good:
             positions = np.concatenate([r.positions for _, r in good])
@@ -384,7 +409,7 @@ class Campaign:
 
         def density(steps: int) -> np.ndarray:
             assert self.generator is not None
-            return log_densities(self.generator.with_steps(steps), positions, labels, self.executor, self.chunks)
+            return self._log_densities(self.generator.with_steps(steps), positions, labels)
 
         steps = self.generator.steps
         values = density(steps)
@@ -419,12 +444,15 @@ class Campaign:
         row_of[np.isfinite(log_weights)] = np.arange(len(frames))
         verdicts = np.empty(len(log_weights), dtype=object)
         injected = []
+        drawn = np.zeros(len(self.grid.centers), dtype=np.int64)
         for k, window in enumerate(windows):
             proposals = log_weights[ends[k] - counts[k] : ends[k]]
-            accepted, state = metropolis_chain(here[k], proposals, rng)
+            known = ~np.isnan(proposals)
+            accepted, state = metropolis_chain(here[k], proposals, rng)  # never accepts what is not known
             verdicts[ends[k] - counts[k] : ends[k]] = np.where(accepted, "accepted", "rejected")
-            self.acceptance[window] = accepted.mean()
-            self.ess[window] = effective_sample_size(proposals)
+            drawn[window] = known.sum()
+            self.acceptance[window] = accepted[known].mean() if known.any() else np.nan
+            self.ess[window] = effective_sample_size(proposals[known]) if known.any() else np.nan
             stays = np.where(state >= 0, row_of[ends[k] - counts[k] + state], len(frames) + k)
             injected.append(stays[:: -(-len(stays) // MOST_INJECTED)])
             if accepted.any():
@@ -434,8 +462,6 @@ class Campaign:
         self.chain.append(
             replace(states, log_weights=np.zeros(len(states)), source=np.full(len(states), INJECTED, dtype=np.int8))
         )
-        drawn = np.zeros(len(self.grid.centers), dtype=np.int64)
-        drawn[windows] = counts
         self.rounds.append(Draws(frames, drawn))
 
     def _last_frames(self, windows: np.ndarray) -> Frames:
@@ -447,11 +473,17 @@ class Campaign:
     def _log_weights_of(self, held: Frames) -> np.ndarray:
         assert self.generator is not None
         started = time.perf_counter()
-        log_q = log_densities(self.generator, held.positions, self.grid.labels(held.labels), self.executor, self.chunks)
+        log_q = self._log_densities(self.generator, held.positions, self.grid.labels(held.labels))
         bias = self.grid.reduced_bias(held.cvs, held.labels)
         factor = self._constraint_factor(held.positions)
         self.cost.generate_seconds += time.perf_counter() - started
         return log_importance(held.energies, bias, factor, log_q, self.beta)
+
+    def _log_densities(self, generator: Generator, positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        counts, pace = UnitCounts(), self.shared.draw_pace
+        log_q = log_densities(generator, positions, labels, self.executor, self.chunks, pace, counts)
+        self.cost.count(counts)
+        return log_q
 
     def _constraint_factor(self, positions: np.ndarray) -> np.ndarray:
         assert self.generator is not None
@@ -462,13 +494,17 @@ class Campaign:
     ) -> tuple[Frames, np.ndarray, Callable[[np.ndarray], None]]:
         """Generate, evaluate and weigh; return (frames with a finite weight, all log-weights, how to enter verdicts).
 
+        Where a worker failed at a draw the log-weight is NaN: it says nothing of the window, and counts as not drawn.
         The ledger gets a row for every configuration asked for; those of purpose "trial" are entered at once.
         """
         assert self.generator is not None
         started = time.perf_counter()
         seed = np.random.SeedSequence(int(self.rng().integers(2**63)))
         labels = self.grid.labels(self.grid.centers[windows])
-        samples = generate(self.generator, labels, counts, seed, self.executor, 4 * self.chunks)
+        units, pace = UnitCounts(), self.shared.draw_pace
+        samples = generate(self.generator, labels, counts, seed, self.executor, self.chunks, pace, units)
+        self.cost.count(units)
+        pace.observe(len(samples.valid), self.chunks * (time.perf_counter() - started))
         window_of = np.repeat(windows, counts)
         weighed = self.weigh(samples, self.grid.centers[window_of])
         self.cost.generation += int(samples.valid.sum())
@@ -502,17 +538,24 @@ class Campaign:
         return frames, log_weights, submit
 
     def weigh(self, samples: Samples, points: np.ndarray) -> Weighed:
-        """Return the exact importance weights of draws at `points` (n, n_cvs): an evaluation for each valid one."""
+        """Return the exact importance weights of draws at `points` (n, n_cvs): an evaluation for each valid one.
+
+        Of draws or evaluations that a worker has failed at nothing is known: log-weights are NaN.
+        """
         positions = np.where(samples.valid[:, None, None], samples.positions, self.molecule.positions)
         energies, forces = np.full(len(positions), np.nan), np.zeros(positions.shape)
-        energies[samples.valid], forces[samples.valid], _ = evaluate(
-            self.settings, positions[samples.valid], self.executor, self.chunks
+        lost, units = samples.lost, UnitCounts()
+        energies[samples.valid], forces[samples.valid], lost[samples.valid], evaluations = evaluate_safely(
+            self.settings, positions[samples.valid], self.executor, self.chunks, self.pace, units
         )
+        self.cost.count(units)
+        self.cost.generation += evaluations - int(samples.valid.sum())  # energies that were asked for twice
         reasons = impossible(samples._replace(positions=positions), energies, self.chirality)
         bias = self.grid.reduced_bias(self.molecule.evaluate_cvs(positions), points)
         factor = self._constraint_factor(positions)
         log_weights = log_importance(energies, bias, factor, samples.log_density, self.beta)
         log_weights[reasons != ""] = -np.inf
+        log_weights[lost], reasons[lost] = np.nan, "not known: a worker failed twice"
         return Weighed(positions, energies, forces, log_weights, reasons)
 
     # estimates on the way

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -68,6 +69,20 @@ def _parser() -> argparse.ArgumentParser:
         help="end earlier, when the surface's RMS standard error is below this",
     )
     run.add_argument("--workers", type=int, metavar="W", help="processes (default: the processors there are)")
+    run.add_argument(
+        "--executor",
+        choices=["serial", "processes", "parsl"],
+        default="processes",
+        help="where work runs: in this process, in processes on this machine (default), or wherever Parsl is told",
+    )
+    run.add_argument(
+        "--executor-config", type=Path, metavar="FILE", help="workers and nodes for Parsl, see examples/executors"
+    )
+    run.add_argument("--platform", metavar="NAME", help="OpenMM platform (default: the fastest here, by timing)")
+    run.add_argument(
+        "--precision", default="mixed", metavar="P", help="single, mixed or double, on GPUs (default mixed)"
+    )
+    run.add_argument("--deterministic-forces", action="store_true", help="sum forces in an order that does not vary")
     run.add_argument("--seed", type=int, metavar="S", help="default 1, or that of the run to resume")
     run.add_argument(
         "--ladder",
@@ -144,12 +159,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
+    from .platforms import PlatformOptions
     from .report import find_warnings, write_report
     from .runfolder import has_state, load_state, prepare, read_status, save_state, write_results, write_status
     from .sampler import ScoreSampler
+    from .set_aside import save_failed
     from .system_file import load_system
     from .units import HiddenStateWarning
 
+    workers, executor = _workers(options)
     before = read_status(options.output) if options.resume and (options.output / "status.json").is_file() else {}
     quick = options.quick or before.get("quick", False)
     ladder = options.ladder or ",".join(f"{t:g}" for t in before.get("ladder", []))
@@ -163,11 +181,23 @@ def _run(options: argparse.Namespace, command: str) -> int:
         save_state(options.output, sampler)
         write_status(options.output, "running", sampler, budget, command)
 
+    def keep_failed(segment: Any, reason: str, temperature_k: float) -> None:
+        save_failed(options.output / "failed", segment, reason, temperature_k)
+
+    platform = PlatformOptions(options.platform, options.precision, options.deterministic_forces)
     chosen: dict[str, Any] = {"options": _options(ladder, quick)} if ladder or quick else {}
     if options.generator is not None:
         chosen["generator"] = _load_generator(options.generator)
     sampler = ScoreSampler(
-        molecule, seed=seed, workers=options.workers, progress=show.line, on_round=after_round, **chosen
+        molecule,
+        seed=seed,
+        workers=workers,
+        executor=executor,
+        platform=platform,
+        progress=show.line,
+        on_round=after_round,
+        on_set_aside=keep_failed,
+        **chosen,
     )
     show.sampler = sampler
     left, target = sampler.check_budget(budget), sampler.check_target(options.target_error)
@@ -184,7 +214,8 @@ def _run(options: argparse.Namespace, command: str) -> int:
         if left > 0:
             with warnings.catch_warnings():  # it is told with the others, at the end
                 warnings.simplefilter("ignore", HiddenStateWarning)
-                sampler.run(left, target)
+                with contextlib.nullcontext() if executor is None else executor:
+                    sampler.run(left, target)
         show.line("estimating")
         result = write_results(options.output, sampler, command)
         path = write_report(options.output)
@@ -201,6 +232,26 @@ def _run(options: argparse.Namespace, command: str) -> int:
         show.note(f"warning: {warning}")
     print(path)
     return 0
+
+
+def _workers(options: argparse.Namespace) -> tuple[int | None, Any]:
+    """Return the number of workers and, for Parsl, the executor; it starts when it is first used."""
+    from .preflight import refuse_copies
+    from .units import InputError
+
+    refuse_copies()
+    if (options.executor == "parsl") != (options.executor_config is not None):
+        raise InputError("--executor parsl and --executor-config FILE go together: see examples/executors")
+    if options.executor != "processes" and options.workers is not None:
+        raise InputError(f"--workers is for --executor processes, not {options.executor}")
+    if options.executor == "serial":
+        return 0, None
+    if options.executor == "processes":
+        return options.workers, None
+    from .parsl_pool import ParslPool, load_parsl_options
+
+    parsl = load_parsl_options(options.executor_config)
+    return parsl.workers, ParslPool(parsl, options.output / "parsl")
 
 
 def _train(options: argparse.Namespace, command: str) -> int:

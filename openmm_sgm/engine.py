@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import openmm
 
+from .platforms import own_device
 from .units import thermal_energy
 from .velocities import draw_velocities
 
@@ -150,7 +151,13 @@ def _one_particle_context() -> openmm.Context:
 
 
 def engine_for(settings: MDSettings) -> Engine:
-    """Return this thread's engine for the settings, kept from one call to the next."""
+    """Return this thread's engine for the settings, kept from one call to the next.
+
+    Where there are several devices and the settings name none, each worker has its own, see `own_device`.
+    """
+    if "DeviceIndex" not in settings.platform_properties:
+        properties = settings.platform_properties | own_device(settings.platform)
+        settings = replace(settings, platform_properties=properties)
     return _engine(settings, threading.get_ident())
 
 

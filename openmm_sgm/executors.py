@@ -1,34 +1,93 @@
 """Where work runs: anything that obeys `concurrent.futures.Executor`, by default one process a core.
 
-Processes are spawned, never forked, because a fork copies OpenMM's and torch's threads and locks in whatever state
-they are in. Python's own spawn imports the user's script again in every worker, which is why scripts need the guard
-``if __name__ == "__main__":``. Here workers are started without the script: what they run lives in this package. So
-scripts without the guard work too; with another spawning executor of your own the guard is still needed.
+Work is handed out in units. A unit that fails, whatever the way, is done once more, in smaller pieces where it has
+them, and what fails again is set aside with the reason; the rest goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import threadpoolctl
 
-from .units import InputError
+from .units import InputError, SamplingError, one_line
+from .workers import Limited, WorkerDied, WorkerPool
 
-__all__ = ["SerialExecutor", "WorkerPool", "make_executor", "one_thread", "run_units"]
+__all__ = [
+    "Pace",
+    "SerialExecutor",
+    "UnitCounts",
+    "WorkerPool",
+    "make_executor",
+    "one_thread",
+    "run_safely",
+    "run_units",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENMM_CPU_THREADS"), "1")
-_START_LOCK = threading.Lock()
+LEAST_SECONDS, UNKNOWN_SECONDS, PATIENCE = 300.0, 3600.0, 30.0
+"""A unit may take `PATIENCE` times the seconds that its like have taken, never less than the first; while nothing is
+known of these, the second."""
+UNIT_SECONDS, SHORT_SECONDS, UNITS_EACH = 3.0, 0.5, 4
+"""Units are of the first length where there is work for it. Below `UNITS_EACH` of them for each worker they are made
+shorter, to keep workers evenly busy, but not shorter than the second, where handing them out would cost percents."""
+
+
+@dataclass
+class UnitCounts:
+    """What became of units of work.
+
+    Attributes
+    ----------
+    run : handed out for the first time
+    retried : done again after a failure: units that raised, whose worker died or was ended, or whose result could not
+        be used, and walkers that blew up and were started again gently
+    set_aside : walkers, and pieces of generated configurations, that failed again and were given up
+    """
+
+    run: int = 0
+    retried: int = 0
+    set_aside: int = 0
+
+
+@dataclass
+class Pace:
+    """Seconds that one worker takes for a piece of work (an MD step, a draw): the slowest seen, NaN while unknown."""
+
+    seconds: float = float("nan")
+
+    def observe(self, work: float, seconds: float) -> None:
+        """Take note of what some work has taken one worker."""
+        if work > 0 and not self.seconds >= seconds / work:
+            self.seconds = seconds / work
+
+    def limit(self, work: float) -> float:
+        """Return the seconds after which a unit of so much work counts as hung."""
+        known = self.seconds > 0
+        return max(LEAST_SECONDS, PATIENCE * self.seconds * work) if known else UNKNOWN_SECONDS
+
+    def units(self, work: float, workers: int) -> int:
+        """Return in how many units to share out some work among workers."""
+        if not self.seconds > 0:
+            return UNITS_EACH * workers
+        each = self.seconds * work / workers
+        return workers * max(1, round(each / UNIT_SECONDS), min(UNITS_EACH, int(each / SHORT_SECONDS)))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a unit gave no result."""
+
+    error: Exception
+
+    def __str__(self) -> str:
+        return f"{type(self.error).__name__}: {one_line(self.error)}"
 
 
 def make_executor(workers: int) -> Executor:
@@ -68,43 +127,19 @@ class SerialExecutor(Executor):
         return future
 
 
-class WorkerPool(Executor):
-    """Spawned processes with one thread each, replaced when one of them dies.
-
-    A worker that dies (killed for memory, say) fails every call in flight with `BrokenExecutor`, as in any
-    `ProcessPoolExecutor`; the next `submit` starts new workers. Workers end when this process does, however it ends.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._pool = self._new_pool()
-
-    def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
-
-    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
-        with _worker_start():
-            try:
-                return self._pool.submit(fn, *args, **kwargs)
-            except BrokenExecutor:
-                self._pool.shutdown(wait=False)
-                self._pool = self._new_pool()
-                return self._pool.submit(fn, *args, **kwargs)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._pool.shutdown(wait, cancel_futures=cancel_futures)
-
-
 def run_units(
     executor: Executor,
     function: Callable[[T], R],
     units: Sequence[T],
     on_error: Callable[[T, Exception], R] | None = None,
+    seconds: Callable[[T], float] | None = None,
 ) -> list[R]:
     """Return `function(unit)` for every unit, in order.
 
     A unit that raises, or whose worker dies, gives `on_error(unit, error)`; without `on_error` the first error is
     raised and units not yet started are cancelled.
+
+    seconds : how long a unit may take on executors that can end a worker, `WorkerPool` and Parsl's; None for ever
     """
     if function.__module__ == "__main__" and not isinstance(executor, SerialExecutor):
         raise InputError(
@@ -114,12 +149,71 @@ def run_units(
     futures: list[Future[R]] = []
     try:
         for unit in units:
-            futures.append(_submit(executor, function, unit))
+            futures.append(_submit(executor, Limited(function, seconds(unit)) if seconds else function, unit))
         return [_result(future, unit, on_error) for future, unit in zip(futures, units, strict=True)]
     except BaseException:
         for future in futures:
             future.cancel()
         raise
+
+
+def run_safely(
+    executor: Executor,
+    function: Callable[[T], R],
+    units: Sequence[T],
+    *,
+    give_up: Callable[[T, str], R],
+    split: Callable[[T], list[T]] = lambda unit: [unit],
+    check: Callable[[T, R], None] = lambda unit, result: None,
+    seconds: Callable[[T], float] | None = None,
+    counts: UnitCounts | None = None,
+) -> list[tuple[list[R], str | None]]:
+    """Return for each unit `[function(unit)]`, or, where that failed, the results of the pieces of `split(unit)`.
+
+    Each comes with the reason of the unit's first failure, or None. Pieces are tried once; for one that fails as well
+    `give_up(piece, reason)` stands. A failure is an exception, a worker that dies or exceeds its `seconds`, or a result
+    that `check(unit, result)` raises on.
+
+    Raises
+    ------
+    SamplingError
+        when the executor takes no more work (a `ProcessPoolExecutor` that has lost a worker).
+    """
+    counts = counts or UnitCounts()
+
+    def attempt(pieces: Sequence[T]) -> list[R | Failure]:
+        function_or_failure: Callable[[T], R | Failure] = function
+        results = run_units(executor, function_or_failure, pieces, lambda _, error: Failure(error), seconds)
+        return [checked(piece, result) for piece, result in zip(pieces, results, strict=True)]
+
+    def checked(unit: T, result: R | Failure) -> R | Failure:
+        try:
+            if not isinstance(result, Failure):
+                check(unit, result)
+        except Exception as error:
+            return Failure(error)
+        return result
+
+    first = attempt(units)
+    pieces = [(k, piece) for k, result in enumerate(first) if isinstance(result, Failure) for piece in split(units[k])]
+    again = attempt([piece for _, piece in pieces])
+    refused = [isinstance(r, Failure) and _is_broken(r.error) for r in again]
+    if refused and all(refused):
+        raise SamplingError(f"the executor takes no more work ({again[0]}): give another, or workers=N")
+    counts.run += len(units)
+    counts.retried += sum(isinstance(result, Failure) for result in first)
+    answers: list[tuple[list[R], str | None]] = [
+        ([], str(result)) if isinstance(result, Failure) else ([result], None) for result in first
+    ]
+    for (k, piece), result in zip(pieces, again, strict=True):
+        reason = answers[k][1]
+        failed = isinstance(result, Failure)
+        answers[k][0].append(give_up(piece, f"{reason}; tried again: {result}") if failed else result)  # type: ignore[arg-type]
+    return answers
+
+
+def _is_broken(error: Exception) -> bool:
+    return isinstance(error, BrokenExecutor) and not isinstance(error, WorkerDied)
 
 
 def _submit(executor: Executor, function: Callable[[T], R], unit: T) -> Future[R]:
@@ -138,43 +232,3 @@ def _result(future: Future[R], unit: T, on_error: Callable[[T, Exception], R] | 
         if on_error is None:
             raise
         return on_error(unit, error)
-
-
-@contextlib.contextmanager
-def _worker_start() -> Iterator[None]:
-    """Within, a spawned process gets one thread and does not import the user's script; afterwards all is as before.
-
-    Thread counts must stand in the environment before the process starts: libraries read them when they are loaded.
-    Spawn finds the script by `__main__`'s `__spec__` and `__file__` (`multiprocessing.spawn.get_preparation_data`).
-    """
-    main = vars(sys.modules["__main__"])
-    with _START_LOCK:
-        identity: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-        environment = {name: os.environ.get(name) for name in _ONE_THREAD}
-        try:
-            main["__spec__"] = None
-            main.pop("__file__", None)
-            os.environ.update(_ONE_THREAD)
-            yield
-        finally:
-            main.update(identity)
-            for name, value in environment.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-
-
-def _prepare_worker() -> None:
-    """Leave interrupts to the parent, end with it, and hold torch to one thread if it is loaded already."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # a killed parent cannot tell its pool to stop, and the workers would wait for ever

@@ -230,15 +230,16 @@ def open_by_trial(campaign: Campaign, windows: list[int], trial: int) -> list[in
     counts = np.full(len(windows), trial)
     frames, log_weights, _ = campaign.draw(np.array(windows), counts, "trial")
     opened, seeds = [], []
+    drawn = np.zeros(len(campaign.grid.centers), dtype=np.int64)
     for window, own in zip(windows, log_weights.reshape(len(windows), trial), strict=True):
-        if effective_sample_size(own) * trial >= o.trial_ess:
+        known = own[~np.isnan(own)]
+        if effective_sample_size(known) * len(known) >= o.trial_ess:
             rows = np.flatnonzero(frames.windows == window)
             p = np.exp(frames.log_weights[rows] - frames.log_weights[rows].max())
             opened.append(window)
+            drawn[window] = len(known)
             seeds.append(rng.choice(rows, p=p / p.sum()))
     if opened:
         campaign.open(frames[np.array(seeds)], GENERATED_START)
-        drawn = np.zeros(len(campaign.grid.centers), dtype=np.int64)
-        drawn[opened] = trial
         campaign.trials.append(Draws(frames[np.isin(frames.windows, opened)], drawn))
     return opened

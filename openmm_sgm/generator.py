@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,16 +17,23 @@ from safetensors.numpy import save as save_tensors
 
 from .cartesian import CartesianRepresentation
 from .diffusion import ScoreModel, encode_density, sample_with_density
-from .executors import run_units
+from .executors import Pace, UnitCounts, run_safely
 from .labels import LabelSpace
 from .networks import NetworkOptions, ScoreNetwork
 from .representation import Representation
 
 __all__ = ["Generator", "Samples", "generate", "log_densities"]
 
+T = TypeVar("T")
+
 FORMAT_VERSION = 1
 BATCH = 256
 """Samples integrated at once: large enough for the matrix products, small enough to stay in cache (measured)."""
+DRAW_BLOCK = 128
+"""Draws with a seed of their own: as few as can be integrated at once without losing speed (measured), because the
+fewest draws that are spread over workers are a few hundred."""
+UNITS_EACH, MOST_BLOCKS = 4, 8
+"""Units for each worker, and blocks in a unit at most (1,024 draws: some seconds)."""
 
 
 _KINDS: dict[type[Representation] | type[CartesianRepresentation], str] = {
@@ -40,13 +46,19 @@ class Samples(NamedTuple):
     """Generated configurations.
 
     positions : float64, shape (n, n_atoms, 3), nm; log_density : float64, shape (n,), log q(x|c) in Cartesian measure
-    valid : bool, shape (n,), False where the draw is no configuration; label_of : int64, shape (n,)
+    valid : bool, shape (n,), False where the draw is no configuration; label_of : int64, shape (n,), −1
+    where nothing is known of the draw
     """
 
     positions: np.ndarray
     log_density: np.ndarray
     valid: np.ndarray
     label_of: np.ndarray
+
+    @property
+    def lost(self) -> np.ndarray:
+        """Draws of which nothing is known, because a worker failed at them; bool, shape (n,)."""
+        return self.label_of < 0
 
 
 @dataclass(frozen=True)
@@ -198,14 +210,20 @@ def _cached(tensors: bytes, header: str) -> Generator:
     return _loaded[digest]
 
 
-def _sample_unit(unit: tuple[bytes, str, np.ndarray, np.ndarray, int]) -> Samples:
-    tensors, header, labels, counts, seed = unit
-    return _cached(tensors, header).sample(labels, counts, seed)
+Block = tuple[np.ndarray, np.ndarray, int]
+"""Labels, counts and the seed of at most `DRAW_BLOCK` draws."""
 
 
-def _density_unit(unit: tuple[bytes, str, np.ndarray, np.ndarray]) -> np.ndarray:
-    tensors, header, positions, labels = unit
-    return _cached(tensors, header).log_density(positions, labels)
+def _sample_unit(unit: tuple[bytes, str, list[Block]]) -> list[Samples]:
+    tensors, header, blocks = unit
+    generator = _cached(tensors, header)
+    return [generator.sample(labels, counts, seed) for labels, counts, seed in blocks]
+
+
+def _density_unit(unit: tuple[bytes, str, list[tuple[np.ndarray, np.ndarray]]]) -> list[np.ndarray]:
+    tensors, header, blocks = unit
+    generator = _cached(tensors, header)
+    return [generator.log_density(positions, labels) for positions, labels in blocks]
 
 
 def generate(
@@ -214,28 +232,93 @@ def generate(
     counts: np.ndarray,
     seeds: np.random.SeedSequence,
     executor: Executor,
-    chunks: int,
+    workers: int,
+    pace: Pace | None = None,
+    unit_counts: UnitCounts | None = None,
 ) -> Samples:
-    """Draw as `Generator.sample` does, spread over an executor in `chunks` runs of labels."""
+    """Draw as `Generator.sample` does, spread over an executor.
+
+    Every `DRAW_BLOCK` draws have a seed of their own, in order, so that the result does not depend on how they are
+    shared out. Draws of a unit that failed twice are NaN and not valid: of these nothing is known, and they count
+    nowhere (`Samples.lost`).
+    """
     tensors, header = generator.to_bytes()
-    counts = np.asarray(counts)
-    ends = np.searchsorted(np.cumsum(counts), np.linspace(0, counts.sum(), chunks + 1)[1:-1], side="left") + 1
-    pieces: Sequence[np.ndarray] = np.split(np.arange(len(labels)), np.clip(ends, 0, len(labels)))
-    units = [
-        (tensors, header, labels[piece], counts[piece], int(child.generate_state(1)[0]))
-        for piece, child in zip(pieces, seeds.spawn(len(pieces)), strict=True)
-    ]
-    results = run_units(executor, _sample_unit, units)
-    label_of = np.concatenate([piece[r.label_of] for piece, r in zip(pieces, results, strict=True)])
-    columns = [np.concatenate([getattr(r, name) for r in results]) for name in ("positions", "log_density", "valid")]
-    return Samples(columns[0], columns[1], columns[2], label_of)
+    label_of = np.repeat(np.arange(len(labels)), counts)
+    pieces = [label_of[start : start + DRAW_BLOCK] for start in range(0, len(label_of), DRAW_BLOCK)]
+    blocks: list[Block] = []
+    for piece, child in zip(pieces, seeds.spawn(len(pieces)), strict=True):
+        used, own = np.unique(piece, return_counts=True)
+        blocks.append((labels[used], own, int(child.generate_state(1)[0])))
+
+    def check(unit: tuple[bytes, str, list[Block]], results: list[Samples]) -> None:
+        for (_, own, _), result in zip(unit[2], results, strict=True):
+            sizes = {len(column) for column in result}
+            numbers = result.log_density[result.valid], result.positions[result.valid]
+            if sizes != {own.sum()} or not all(np.isfinite(column).all() for column in numbers):
+                raise ValueError("draws are incomplete or not finite")
+
+    def give_up(unit: tuple[bytes, str, list[Block]], reason: str) -> list[Samples]:
+        return [_lost(int(own.sum()), generator.representation.n_atoms) for _, own, _ in unit[2]]
+
+    work = _shared_out(blocks, workers)
+    answers = run_safely(
+        executor,
+        _sample_unit,
+        [(tensors, header, own) for own in work],
+        split=lambda unit: [(tensors, header, [block]) for block in unit[2]],
+        check=check,
+        give_up=give_up,
+        seconds=None if pace is None else lambda unit: pace.limit(DRAW_BLOCK * len(unit[2])),
+        counts=unit_counts,
+    )
+    results = [result for pieces, _ in answers for piece in pieces for result in piece]
+    if unit_counts is not None:
+        unit_counts.set_aside += sum(bool(result.lost.any()) for result in results)
+    if not results:
+        return _lost(0, generator.representation.n_atoms)
+    positions, log_density, valid, lost = (
+        np.concatenate([getattr(r, name) for r in results]) for name in ("positions", "log_density", "valid", "lost")
+    )
+    return Samples(positions, log_density, valid, np.where(lost, -1, label_of))
 
 
 def log_densities(
-    generator: Generator, positions: np.ndarray, labels: np.ndarray, executor: Executor, chunks: int
+    generator: Generator,
+    positions: np.ndarray,
+    labels: np.ndarray,
+    executor: Executor,
+    workers: int,
+    pace: Pace | None = None,
+    unit_counts: UnitCounts | None = None,
 ) -> np.ndarray:
-    """Return `Generator.log_density` spread over an executor."""
+    """Return `Generator.log_density` spread over an executor, NaN where a block failed twice."""
     tensors, header = generator.to_bytes()
-    pieces = np.array_split(np.arange(len(positions)), chunks)
-    units = [(tensors, header, positions[piece], labels[piece]) for piece in pieces if len(piece)]
-    return np.concatenate([np.zeros(0), *run_units(executor, _density_unit, units)])
+    starts = range(0, len(positions), DRAW_BLOCK)
+    blocks = [(positions[k : k + DRAW_BLOCK], labels[k : k + DRAW_BLOCK]) for k in starts]
+
+    def check(unit: Any, results: list[np.ndarray]) -> None:
+        if [len(result) for result in results] != [len(own) for own, _ in unit[2]]:
+            raise ValueError("densities are incomplete")
+
+    answers = run_safely(
+        executor,
+        _density_unit,
+        [(tensors, header, own) for own in _shared_out(blocks, workers)],
+        split=lambda unit: [(tensors, header, [block]) for block in unit[2]],
+        check=check,
+        give_up=lambda unit, reason: [np.full(len(own), np.nan) for own, _ in unit[2]],
+        seconds=None if pace is None else lambda unit: pace.limit(DRAW_BLOCK * len(unit[2])),
+        counts=unit_counts,
+    )
+    return np.concatenate([np.zeros(0), *(result for pieces, _ in answers for piece in pieces for result in piece)])
+
+
+def _shared_out(blocks: list[T], workers: int) -> list[list[T]]:
+    """Return consecutive blocks in some non-empty lists for each worker."""
+    n = max(UNITS_EACH * max(1, workers), -(-len(blocks) // MOST_BLOCKS))
+    return [[blocks[k] for k in own] for own in np.array_split(np.arange(len(blocks)), n) if len(own)]
+
+
+def _lost(n: int, n_atoms: int) -> Samples:
+    unknown = np.full(n, np.nan)
+    return Samples(np.full((n, n_atoms, 3), np.nan), unknown, np.zeros(n, bool), np.full(n, -1))

@@ -8,21 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import multiprocessing
 import os
 import platform as host
 import sys
 import tempfile
+import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import openmm
 
-from .units import SamplingError
+from .units import InputError, SamplingError
 
-__all__ = ["PlatformChoice", "assign_devices", "cache_directory", "choose_platform", "platform_properties"]
+__all__ = [
+    "RANK_VARIABLE",
+    "PlatformChoice",
+    "PlatformOptions",
+    "assign_devices",
+    "cache_directory",
+    "choose_platform",
+    "own_device",
+    "platform_properties",
+    "worker_rank",
+]
 
 _PROPERTIES = {
     "CPU": {"Threads": "1"},  # one walker a core: more walkers beat more threads
@@ -31,8 +45,14 @@ _PROPERTIES = {
     "OpenCL": {"Precision": "mixed"},
 }
 _GPU_PLATFORMS = ("CUDA", "HIP", "OpenCL")
+_PRECISIONS = ("single", "mixed", "double")
+_DETERMINISTIC = ("CPU", "CUDA", "HIP")
 _DEVICE_PROPERTIES = ("DeviceIndex", "OpenCLPlatformIndex")
 _VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+RANK_VARIABLE = "OPENMM_SGM_WORKER"
+"""In a pool's worker's environment: its number, from 0."""
+_thread = threading.local()
+_threads = itertools.count()
 _TIMING_SECONDS = 0.25
 _MOST_REFERENCE_PARTICLES = 2000
 
@@ -67,12 +87,56 @@ class PlatformChoice:
     steps_per_second: dict[str, float]
 
 
+@dataclass(frozen=True)
+class PlatformOptions:
+    """Where contexts are made, for who wants to say it.
+
+    Attributes
+    ----------
+    name : the platform's OpenMM name; None for the fastest here by timing. To be given where workers have other
+        devices than the machine that starts the run
+    precision : "single", "mixed" or "double" on GPUs. Single precision costs energies the digits that the Metropolis
+        test needs; `Reference` is always double, `CPU` single with sums in double
+    deterministic_forces : sum forces in an order that does not vary (`DeterministicForces`), a little slower
+
+    Raises
+    ------
+    InputError
+        for an unknown platform or precision.
+    """
+
+    name: str | None = None
+    precision: str = "mixed"
+    deterministic_forces: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in _PRECISIONS:
+            raise InputError(f"the precision must be {', '.join(_PRECISIONS[:-1])} or double, got {self.precision!r}")
+        known = ("Reference", *_PROPERTIES)
+        if self.name is not None and self.name not in known:
+            raise InputError(f"the platform must be one of {', '.join(known)}, got {self.name!r}")
+
+    def properties(self, platform: str) -> dict[str, str]:
+        """Return what to give to a context on `platform`: the options that it knows."""
+        properties = platform_properties(platform)
+        if platform in _GPU_PLATFORMS:
+            properties["Precision"] = self.precision
+        if self.deterministic_forces and platform in _DETERMINISTIC:
+            properties["DeterministicForces"] = "true"
+        return properties
+
+
 def platform_properties(name: str) -> dict[str, str]:
     """Return the properties that this package gives to a context on platform `name`."""
     return dict(_PROPERTIES.get(name, {}))
 
 
-def choose_platform(system: openmm.System, positions: np.ndarray, cache: Path | None = DEFAULT_CACHE) -> PlatformChoice:
+def choose_platform(
+    system: openmm.System,
+    positions: np.ndarray,
+    cache: Path | None = DEFAULT_CACHE,
+    options: PlatformOptions | None = None,
+) -> PlatformChoice:
     """Return the platform on which one walker of `system` runs fastest.
 
     Every platform is timed for about a quarter of a second of Langevin dynamics, the nominally fastest first. One that
@@ -85,12 +149,24 @@ def choose_platform(system: openmm.System, positions: np.ndarray, cache: Path | 
     positions : float, shape (n_atoms, 3), nm; a configuration from which dynamics can start
     cache : JSON file that remembers choices by system, OpenMM version, host and visible devices; None to time anew.
         A file that cannot be read or written only costs the timing.
+    options : a platform that is named there is taken; it may be one that only workers have, its speed is unknown then
 
     Raises
     ------
     SamplingError
         when no platform can run the system; the message gives each platform's reason.
     """
+    options = options or PlatformOptions()
+    if options.name is not None:
+        properties, speeds = options.properties(options.name), {}
+        with contextlib.suppress(openmm.OpenMMException):
+            speeds[options.name] = _time_steps(system, positions, options.name)
+        return PlatformChoice(options.name, properties, speeds)
+    choice = _fastest(system, positions, cache)
+    return replace(choice, properties=options.properties(choice.name))
+
+
+def _fastest(system: openmm.System, positions: np.ndarray, cache: Path | None) -> PlatformChoice:
     available = sorted(
         (openmm.Platform.getPlatform(index) for index in range(openmm.Platform.getNumPlatforms())),
         key=lambda platform: -platform.getSpeed(),
@@ -132,6 +208,28 @@ def assign_devices(platform: str, n_workers: int, n_devices: int | None = None) 
     if not devices:
         raise ValueError(f"platform {platform} needs at least 1 device, got {n_devices or 'none'}")
     return [dict(devices[worker % len(devices)]) for worker in range(n_workers)]
+
+
+def worker_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Return this worker's number on its machine, from 0, by which it chooses its device.
+
+    `WorkerPool` and Parsl tell it; other pools' processes are numbered as they were started, threads as they come.
+    """
+    for variable in (RANK_VARIABLE, "PARSL_WORKER_RANK"):
+        if environment.get(variable, "").isdigit():
+            return int(environment[variable])
+    identity = multiprocessing.current_process()._identity
+    if identity:
+        return int(identity[-1]) - 1
+    if not hasattr(_thread, "rank"):
+        _thread.rank = next(_threads)
+    return int(_thread.rank)
+
+
+def own_device(platform: str) -> dict[str, str]:
+    """Return platform properties for this worker's device, of those that it can see; empty for CPU platforms."""
+    rank = worker_rank()
+    return assign_devices(platform, rank + 1)[rank] if platform in _GPU_PLATFORMS else {}
 
 
 def _find_devices(platform: str) -> list[dict[str, str]]:

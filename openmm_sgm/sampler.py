@@ -27,6 +27,9 @@ from .inject import metropolis_chain
 from .lifting import Lifted, ScoreLifting
 from .mbar import mbar_free_energies
 from .options import SamplerOptions
+from .platforms import PlatformOptions
+from .preflight import describe_executor, refuse_copies
+from .simulate import Segment
 from .system import MolecularSystem, bin_counts
 from .unbiased import LabelDistribution, MoveStatistics, UnbiasedMoves
 from .units import HiddenStateWarning, InputError, SamplingError, strip_units
@@ -65,7 +68,8 @@ class ScoreSampler:
     temperature : Quantity or K; needed where the integrator has no thermostat
     seed : of everything random
     workers : processes for simulation and generation; None for the processors there are, 0 to stay in this process
-    executor : any `concurrent.futures.Executor` instead; it is not shut down
+    executor : any `concurrent.futures.Executor` instead, with `workers` workers; it is not shut down
+    platform : `PlatformOptions`: OpenMM platform, precision, deterministic forces; by default the fastest here
     options : `SamplerOptions`
     generator : one to begin with, from `train_from_frames` or an earlier run of the same molecule and CVs; windows are
         then tried with it from the first. Results are as exact with it as without; a bad one costs force evaluations
@@ -74,6 +78,7 @@ class ScoreSampler:
         to its centre. They are equilibrated there and are in no estimate
     progress : called with one line of text now and then
     on_round : called with this sampler after the exploration and after every round
+    on_set_aside : called with a `Segment` that was given up, the reason and the temperature in K, see `save_failed`
 
     Attributes
     ----------
@@ -95,11 +100,13 @@ class ScoreSampler:
         seed: int = 0,
         workers: int | None = None,
         executor: Executor | None = None,
+        platform: PlatformOptions | None = None,
         options: SamplerOptions | None = None,
         generator: Generator | None = None,
         starts: Any = None,
         progress: Callable[[str], None] | None = None,
         on_round: Callable[[ScoreSampler], None] | None = None,
+        on_set_aside: Callable[[Segment, str, float], None] | None = None,
     ) -> None:
         if not isinstance(simulation, MolecularSystem | app.Simulation):
             raise InputError(f"an openmm.app.Simulation is needed, got {type(simulation).__name__}")
@@ -133,6 +140,7 @@ class ScoreSampler:
         )
         if self._starts.ndim != 3 or self._starts.shape[1:] != shape or not np.isfinite(self._starts).all():
             raise InputError(f"starts must be numbers of shape (n, {shape[0]}, 3) in nm, got {self._starts.shape}")
+        self.platform, self.on_set_aside = platform, on_set_aside
         self._seeds = np.random.SeedSequence(seed)
         self.campaign: Campaign | None = None
         self.history: list[dict[str, Any]] = []
@@ -161,8 +169,13 @@ class ScoreSampler:
             for a budget that is too small to begin with, or a target that is not above zero.
         """
         budget, target_error = self.check_budget(force_evaluations), self.check_target(target_error)
+        if self._given_executor is None:
+            refuse_copies()
         if self.campaign is None:
             self.campaign = self.new_campaign()
+        n_windows = len(self.campaign.grid.centers)
+        for line in describe_executor(self._given_executor, self.campaign.platform.name, self.workers, n_windows):
+            self.progress(line)
         cost, o = self.campaign.cost.total, self.options
         if self.campaign.plan.rounds:  # an interrupted call goes on
             self.campaign.plan.end = cost + budget
@@ -304,7 +317,9 @@ class ScoreSampler:
 
     def new_campaign(self) -> Campaign:
         """Return the state of a run that has not begun."""
-        campaign = Campaign(self.molecule, self.options, self._seeds.spawn(1)[0], self.progress)
+        campaign = Campaign(self.molecule, self.options, self._seeds.spawn(1)[0], self.progress, platform=self.platform)
+        if self.on_set_aside is not None:
+            campaign.on_set_aside = self.on_set_aside
         campaign.shared.generator = self._given_generator
         campaign.starts = self._starts
         return campaign

@@ -1,6 +1,7 @@
 """Molecular dynamics of umbrella windows and free walkers, from given configurations, with every evaluation counted.
 
 A walker that blows up is started again gently, and set aside with the reason if it blows up again; the others go on.
+Those whose worker died, hung or sent nothing usable are done once more, one by one, from the same seeds.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import openmm
 
 from .engine import Blowup, Engine, MDSettings, copy_vectors, engine_for, refuse_blowup
-from .executors import SerialExecutor, run_units
-from .platforms import assign_devices
+from .executors import Pace, SerialExecutor, UnitCounts, run_safely
 
-__all__ = ["MDSettings", "Segment", "SegmentResult", "evaluate", "run_segments"]
+__all__ = ["Evaluations", "MDSettings", "Segment", "SegmentResult", "evaluate", "evaluate_safely", "run_segments"]
 
+EVALUATION_PIECES = 8
+"""A work list of evaluations whose worker died is done again in so many."""
 PULL_INCREMENTS = 16
 QUENCH_STEPS = 200
 GENTLE_FACTOR = 4
@@ -90,7 +93,7 @@ class SegmentResult:
     force_evaluations : integration steps, plus one per stored frame, plus one where velocities are drawn, plus one at
         the start and one after the pull and the equilibration (where there are any) to see whether the walker is sound;
         a retry adds its own and the descent's. When a worker dies or an exception is raised in the middle of steps,
-        those asked for are counted
+        those asked for are counted, and what is done again counts again
     failure : why the segment was set aside, else None
     retries : 0, or 1 when it was started again gently
     """
@@ -106,30 +109,63 @@ class SegmentResult:
     retries: int
 
 
+class Evaluations(NamedTuple):
+    """Energies (n,), kJ/mol, and forces (n, n_atoms, 3), kJ/mol/nm, NaN where not finite; where they are not known
+    because the evaluation was given up (bool, shape (n,)), which says nothing of the configuration; and how many
+    evaluations there were: n, and one more for each energy that was not finite at first."""
+
+    energies: np.ndarray
+    forces: np.ndarray
+    lost: np.ndarray
+    force_evaluations: int
+
+
 def run_segments(
-    settings: MDSettings, segments: Sequence[Segment], executor: Executor, chunks: int
+    settings: MDSettings,
+    segments: Sequence[Segment],
+    executor: Executor,
+    workers: int,
+    pace: Pace | None = None,
+    counts: UnitCounts | None = None,
 ) -> list[SegmentResult]:
     """Run all segments and return their results in order.
 
-    Segments are shared out over at most `chunks` work lists of near-equal length, each with a device of its own where
-    there are several. On `Reference` and `CPU` a segment's result depends on its seed alone, not on chunks, processes
-    or what ran before; only threads on `Reference` share one source of noise. On GPUs the noise is not restarted for
-    each segment, since OpenMM would compile the context again: runs there are equivalent, not identical.
+    Segments are shared out over work lists of near-equal length, some for each worker as `pace` says: seconds of one
+    worker for a step; one list a worker where it is not known. On `Reference` and `CPU` a segment's result depends on
+    its seed alone, not on lists, processes or what ran before; only threads on `Reference` share one source of noise.
+    On GPUs the noise is not restarted for each segment, since OpenMM would compile the context again: runs there are
+    equivalent, not identical.
 
-    Nothing a segment does raises here: failures, a worker's death among them, are named in `SegmentResult.failure`.
+    Nothing a segment does raises here: failures, a worker's death among them, are named in `SegmentResult.failure`. A
+    list whose worker dies, exceeds its time or sends a damaged result is done once more, its segments one by one.
+
+    Raises
+    ------
+    SamplingError
+        when the executor takes no more work.
     """
-    lists = _share_out([segment.planned_steps for segment in segments], chunks)
-    units = [
-        (chunk_settings, [segments[index] for index in indices])
-        for chunk_settings, indices in zip(_with_devices(settings, len(lists)), lists, strict=True)
-    ]
-    results = run_units(executor, _run_chunk, units, on_error=_fail_chunk)
-    in_order = {
-        index: result
-        for indices, chunk in zip(lists, results, strict=True)
-        for index, result in zip(indices, chunk, strict=True)
-    }
-    return [in_order[index] for index in range(len(segments))]
+    costs = [segment.planned_steps for segment in segments]
+    lists = _share_out(costs, pace.units(sum(costs), workers) if pace else workers)
+    units = [(settings, [segments[index] for index in indices]) for indices in lists]
+    counts = counts or UnitCounts()
+    answers = run_safely(
+        executor,
+        _run_chunk,
+        units,
+        split=lambda unit: [(unit[0], [segment]) for segment in unit[1]],
+        check=_refuse_damaged,
+        give_up=lambda unit, reason: [_failed(unit[1][0], reason, unit[1][0].planned_steps, retries=0)],
+        seconds=None if pace is None else lambda unit: pace.limit(sum(s.planned_steps for s in unit[1])),
+        counts=counts,
+    )
+    in_order: list[SegmentResult] = [None] * len(segments)  # type: ignore[list-item]
+    for indices, (chunks, failure) in zip(lists, answers, strict=True):
+        for index, result in zip(indices, (result for chunk in chunks for result in chunk), strict=True):
+            counts.retried += result.retries
+            counts.set_aside += result.failure is not None
+            lost = segments[index].planned_steps if failure else 0
+            in_order[index] = replace(result, force_evaluations=result.force_evaluations + lost)
+    return in_order
 
 
 def evaluate(
@@ -143,19 +179,92 @@ def evaluate(
 
     Returns
     -------
-    energies : float64, shape (n,), kJ/mol; nan where energy or a force is not finite
+    energies : float64, shape (n,), kJ/mol; nan where energy or a force is not finite, or not known (see
+        `evaluate_safely`)
     forces : float64, shape (n, n_atoms, 3), kJ/mol/nm; nan likewise
-    force_evaluations : n
+    force_evaluations : n, and one more for each energy that was not finite at first
+    """
+    energies, forces, _, evaluations = evaluate_safely(settings, positions, executor or SerialExecutor(), chunks)
+    return energies, forces, evaluations
+
+
+def evaluate_safely(
+    settings: MDSettings,
+    positions: np.ndarray,
+    executor: Executor,
+    workers: int,
+    pace: Pace | None = None,
+    counts: UnitCounts | None = None,
+) -> Evaluations:
+    """Evaluate as `evaluate` does; what a worker fails at is done again in pieces, and marked where it fails again.
+
+    An energy that is not finite is a fact of a configuration when it comes out a second time.
     """
     positions = np.asarray(positions, dtype=float)
-    parts = [part for part in np.array_split(positions, max(1, chunks)) if len(part)]
-    if not parts:
-        return np.zeros(0), np.zeros(positions.shape), 0
-    units = list(zip(_with_devices(settings, len(parts)), parts, strict=True))
-    # A part whose worker died is done again here: it is short, and an error of its own shows where it can be read.
-    results = run_units(executor or SerialExecutor(), _evaluate_chunk, units, lambda unit, _: _evaluate_chunk(unit))
-    energies, forces = zip(*results, strict=True)
-    return np.concatenate(energies), np.concatenate(forces), len(positions)
+    result = _evaluate_once(settings, positions, executor, workers, pace, counts or UnitCounts())
+    doubtful = np.isnan(result.energies) & ~result.lost & np.isfinite(positions).all(axis=(1, 2))
+    if not doubtful.any():
+        return result
+    again = _evaluate_once(settings, positions[doubtful], executor, workers, pace, counts or UnitCounts())
+    for column, new in zip(result[:3], again[:3], strict=True):
+        column[doubtful] = new
+    return result._replace(force_evaluations=len(positions) + int(doubtful.sum()))
+
+
+def _evaluate_once(
+    settings: MDSettings,
+    positions: np.ndarray,
+    executor: Executor,
+    workers: int,
+    pace: Pace | None,
+    counts: UnitCounts,
+) -> Evaluations:
+    n_units = pace.units(len(positions), workers) if pace else max(1, workers)
+    parts = [part for part in np.array_split(positions, n_units) if len(part)]
+    answers = run_safely(
+        executor,
+        _evaluate_chunk,
+        [(settings, part) for part in parts],
+        split=lambda unit: [(unit[0], part) for part in np.array_split(unit[1], EVALUATION_PIECES) if len(part)],
+        check=lambda unit, result: _refuse_damaged_energies(unit[1], *result),
+        give_up=lambda unit, reason: (np.full(len(unit[1]), np.inf), np.full(unit[1].shape, np.nan)),
+        seconds=None if pace is None else lambda unit: pace.limit(len(unit[1])),
+        counts=counts,
+    )
+    pieces = [piece for done, _ in answers for piece in done]
+    energies = np.concatenate([np.zeros(0), *(piece[0] for piece in pieces)])
+    forces = np.concatenate([np.zeros((0, *positions.shape[1:])), *(piece[1] for piece in pieces)])
+    lost = np.isposinf(energies)  # a result has none: NaN stands for every energy that is not finite
+    energies[lost] = np.nan
+    counts.set_aside += sum(bool(np.isposinf(piece[0]).any()) for piece in pieces)
+    return Evaluations(energies, forces, lost, len(positions))
+
+
+def _refuse_damaged(unit: tuple[MDSettings, list[Segment]], results: list[SegmentResult]) -> None:
+    """Raise for results that are not what these segments give: incomplete, or with numbers that are not finite."""
+    for segment, result in zip(unit[1], results, strict=True):
+        if result.walker != segment.walker:
+            raise ValueError(f"a result of walker {result.walker} came back for walker {segment.walker}")
+        if result.failure is not None:
+            continue
+        m, shape = segment.steps // segment.frame_interval, segment.positions.shape
+        if result.final_velocities is None:
+            raise ValueError("the result has no velocities")
+        expected = [
+            (result.positions, (m, *shape)),
+            (result.energies, (m,)),
+            (result.forces, (m, *shape)),
+            (result.final_positions, shape),
+            (result.final_velocities, shape),
+        ]
+        for array, wanted in expected:
+            if array.shape != wanted or not np.isfinite(array).all():
+                raise ValueError("the result is incomplete or holds numbers that are not finite")
+
+
+def _refuse_damaged_energies(positions: np.ndarray, energies: np.ndarray, forces: np.ndarray) -> None:
+    if energies.shape != positions.shape[:1] or forces.shape != positions.shape or np.isinf(energies).any():
+        raise ValueError("energies or forces are incomplete")
 
 
 def _run_chunk(unit: tuple[MDSettings, list[Segment]]) -> list[SegmentResult]:
@@ -265,11 +374,6 @@ def _failed(segment: Segment, reason: str, force_evaluations: int, retries: int)
     )
 
 
-def _fail_chunk(unit: tuple[MDSettings, list[Segment]], error: Exception) -> list[SegmentResult]:
-    reason = f"{type(error).__name__}: {error}"
-    return [_failed(segment, reason, segment.planned_steps, retries=0) for segment in unit[1]]
-
-
 def _evaluate_chunk(unit: tuple[MDSettings, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     settings, positions = unit
     engine = engine_for(settings)
@@ -297,13 +401,3 @@ def _share_out(costs: Sequence[int], chunks: int) -> list[list[int]]:
         lists[lightest].append(index)
         totals[lightest] += costs[index] + 1
     return [indices for indices in lists if indices]
-
-
-def _with_devices(settings: MDSettings, chunks: int) -> list[MDSettings]:
-    """Return the settings for each chunk, with one device each unless the user has named one."""
-    if chunks == 0 or "DeviceIndex" in settings.platform_properties:
-        return [settings] * chunks
-    return [
-        replace(settings, platform_properties=settings.platform_properties | device)
-        for device in assign_devices(settings.platform, chunks)
-    ]

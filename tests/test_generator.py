@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,12 @@ from test_representation import fitted, shaken
 from torch import nn
 
 from openmm_sgm.diffusion import log_prior
-from openmm_sgm.executors import SerialExecutor
-from openmm_sgm.generator import BATCH, Generator, generate, log_densities
+from openmm_sgm.executors import SerialExecutor, UnitCounts
+from openmm_sgm.generator import BATCH, DRAW_BLOCK, Generator, generate, log_densities
 from openmm_sgm.networks import NetworkOptions, ScoreNetwork
 from openmm_sgm.representation import Representation
 from openmm_sgm.system import MolecularSystem
+from openmm_sgm.workers import WorkerDied
 
 
 def random_generator(representation: Representation, strength: float, steps: int = 12) -> Generator:
@@ -158,14 +161,48 @@ def test_another_format_version_is_refused(alanine_generator: tuple[Generator, n
         Generator.load(tmp_path)
 
 
+def seeds() -> np.random.SeedSequence:
+    return np.random.SeedSequence(1)
+
+
 @pytest.mark.parametrize("chunks", [1, 3, 7])
 def test_work_is_spread_without_loss(alanine_generator: tuple[Generator, np.ndarray], chunks: int) -> None:
     generator, labels = alanine_generator
     counts = np.array([3, BATCH + 5, 0, 2])
-    samples = generate(generator, labels, counts, np.random.SeedSequence(1), SerialExecutor(), chunks)
+    samples = generate(generator, labels, counts, seeds(), SerialExecutor(), chunks)
     np.testing.assert_array_equal(samples.label_of, np.repeat(np.arange(4), counts))
     assert len(np.unique(samples.log_density)) == counts.sum()  # no chunk repeats another's random numbers
     rows = np.flatnonzero(samples.valid)[:10]
     c = labels[samples.label_of]
     spread = log_densities(generator, samples.positions[rows], c[rows], SerialExecutor(), chunks)
     np.testing.assert_allclose(spread, samples.log_density[rows], atol=0.02)
+    for column, alone in zip(samples, generate(generator, labels, counts, seeds(), SerialExecutor(), 1), strict=True):
+        np.testing.assert_array_equal(column, alone)  # seen to fail when every unit had a seed, not every block
+
+
+def test_draws_that_a_worker_fails_at_twice_are_marked_and_the_others_stay(
+    alanine_generator: tuple[Generator, np.ndarray],
+) -> None:
+    class DiesAtBlock(SerialExecutor):
+        """Fails whenever the block with this seed is among a unit's."""
+
+        seed = int(seeds().spawn(2)[1].generate_state(1)[0])
+
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if self.seed in [block[2] for block in args[0][2]]:
+                future: Future[Any] = Future()
+                future.set_exception(WorkerDied("it died"))
+                return future
+            return super().submit(fn, *args, **kwargs)
+
+    generator, labels = alanine_generator
+    counts, units = np.array([2 * DRAW_BLOCK, 0, 0, 9]), UnitCounts()
+    whole = generate(generator, labels, counts, seeds(), SerialExecutor(), 1)
+    some = generate(generator, labels, counts, seeds(), DiesAtBlock(), 1, None, units)
+    lost = np.zeros(counts.sum(), dtype=bool)
+    lost[DRAW_BLOCK : 2 * DRAW_BLOCK] = True
+    np.testing.assert_array_equal(some.lost, lost)
+    assert not some.valid[lost].any()
+    for column, all_of_it in zip(some, whole, strict=True):
+        np.testing.assert_array_equal(column[~lost], all_of_it[~lost])
+    assert (units.run, units.retried, units.set_aside) == (3, 1, 1)

@@ -1,0 +1,39 @@
+"""Walkers that were given up, kept in files, so that what became of them can be looked into."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from .simulate import Segment
+
+__all__ = ["load_failed", "save_failed"]
+
+_ARRAYS = ("positions", "velocities", "center", "force_constants", "pull_from")
+_NUMBERS = ("walker", "pull_steps", "equilibration_steps", "steps", "frame_interval", "seed")
+
+
+def save_failed(folder: Path, segment: Segment, reason: str, temperature_k: float | None = None) -> Path:
+    """Write a segment as it was started, with the reason why it was given up, and return the path of its JSON file.
+
+    `window-<walker>-seed-<seed>.npz` holds the arrays of `Segment` (those that are None are left out), the JSON file
+    of the same name its numbers, the reason and the temperature. `folder` is made if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"window-{segment.walker}-seed-{segment.seed}.json"
+    arrays = {name: getattr(segment, name) for name in _ARRAYS if getattr(segment, name) is not None}
+    with path.with_suffix(".npz").open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    content = {name: int(getattr(segment, name)) for name in _NUMBERS}
+    path.write_text(json.dumps(content | {"reason": reason, "temperature_k": temperature_k}, indent=1) + "\n")
+    return path
+
+
+def load_failed(path: Path) -> tuple[Segment, str]:
+    """Return the segment and the reason that `save_failed` wrote to `path`; nothing in the files is executed."""
+    content = json.loads(path.read_text())
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+        content |= dict.fromkeys(_ARRAYS) | {name: archive[name] for name in archive.files}
+    return Segment(**{name: content[name] for name in (*_ARRAYS, *_NUMBERS)}), content["reason"]
