@@ -20,9 +20,10 @@ from .generator import Generator, Samples, generate, log_densities
 from .hidden import HiddenStates, hidden_states_in_frames
 from .importance import Draws, Weights, effective_sample_size
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
+from .journal import Journal
 from .mbar import bias_terms, weighted_mbar
 from .options import SamplerOptions
-from .platforms import PlatformChoice, choose_platform
+from .platforms import PlatformChoice, choose_platform, platform_properties
 from .representation import Representation
 from .simulate import MDSettings, Segment, evaluate, run_segments
 from .symmetry import threefold_rotors
@@ -126,6 +127,7 @@ class Campaign:
     burn_in, learnt_from : frames of the chain and rounds that are in no estimate, see `leave_out_what_was`
     free_energies : float64, shape (n_windows,), kT; NaN where not known
     plan : what is left to do
+    platform : where dynamics runs: the fastest, or the one given, since noise and rounding are the platform's own
     target : the campaign at the temperature of interest: this one, or the one that this is a hotter level of
     hotter : of the target, campaigns at `options.ladder`'s temperatures, ascending: the same windows, for finding
         states that cold walkers do not reach. They share the target's generator and costs, and are in no estimate
@@ -141,14 +143,20 @@ class Campaign:
         chunks: int = 1,
         *,
         target: Campaign | None = None,
+        platform: str | None = None,
     ) -> None:
         self.molecule, self.options, self.seed, self.say = molecule, options, seed, say
         self.target = target or self
         self._executor, self._chunks = executor or SerialExecutor(), chunks
+        self._journal: Journal | None = None
         self.grid = _grid(molecule, options, self.target.molecule.temperature_k)
         self.beta = 1 / thermal_energy(molecule.temperature_k)
         system, prefixes, physical_groups = molecule.biased_system()
-        self.platform: PlatformChoice = choose_platform(system, molecule.positions)
+        self.platform = (
+            PlatformChoice(platform, platform_properties(platform), {})
+            if platform
+            else choose_platform(system, molecule.positions)
+        )
         self.settings = MDSettings(
             system_xml=openmm.XmlSerializer.serialize(system),
             physical_groups=physical_groups,
@@ -177,7 +185,9 @@ class Campaign:
             self._shared = Shared(Ledger([cv.name for cv in molecule.cvs]))
             for temperature in options.ladder:
                 hot = replace(molecule, temperature_k=temperature)
-                self.hotter.append(Campaign(hot, options, seed.spawn(1)[0], self._say_hot(temperature), target=self))
+                self.hotter.append(
+                    Campaign(hot, options, seed.spawn(1)[0], self._say_hot(temperature), target=self, platform=platform)
+                )
 
     # what all temperatures have in common
 
@@ -211,9 +221,9 @@ class Campaign:
         """Over how many work lists."""
         return self.target._chunks
 
-    def work_on(self, executor: Executor, chunks: int) -> None:
-        """Run everything on `executor` from now on, in `chunks` work lists."""
-        self.target._executor, self.target._chunks = executor, chunks
+    def work_on(self, executor: Executor, chunks: int, journal: Journal | None = None) -> None:
+        """Run everything on `executor` from now on, in `chunks` work lists; trainings are saved in the journal."""
+        self.target._executor, self.target._chunks, self.target._journal = executor, chunks, journal
 
     def _say_hot(self, temperature: float) -> Callable[[str], None]:
         return lambda line: self.say(f"{temperature:g} K: {line}")
@@ -339,6 +349,7 @@ class Campaign:
                 seed=int(rng.integers(2**31)),
                 previous=shared.generator,
                 ode_steps=ode_steps,
+                checkpoint=target._journal.checkpoint() if target._journal else None,
             )
         shared.generator = result.generator
         self.cost.train_seconds += time.perf_counter() - started

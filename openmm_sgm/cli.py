@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .journal import Journal
     from .options import SamplerOptions
 
 __all__ = ["main"]
 
 DEFAULT_EVALUATIONS, DEFAULT_QUICK, DEFAULT_SEED = 250_000, 300_000, 1
 DEFAULT_LARGEST = 2_000_000
+SAVE_SECONDS = 1.0
+EXIT_CODES = "Exit codes: 0 done, 1 a run could not go on, 2 input that cannot be used, 130 interrupted."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,12 +52,19 @@ def _parser() -> argparse.ArgumentParser:
     from . import __version__
 
     parser = argparse.ArgumentParser(
-        prog="openmm-sgm", description="Free-energy surfaces by a score model with exact injection into OpenMM."
+        prog="openmm-sgm",
+        description="Free-energy surfaces by a score model with exact injection into OpenMM.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = verbs.add_parser("run", help="sample a system folder and write surface, samples and report")
+    run = verbs.add_parser(
+        "run",
+        help="sample a system folder and write surface, samples and report",
+        epilog="All that has been computed is kept in DIR at once: after Ctrl-C (once to stop after what is running, "
+        f"twice to stop at once), a kill or a loss of power, --resume goes on from there. {EXIT_CODES}",
+    )
     run.add_argument("system", type=Path, metavar="SYSTEM_FOLDER", help="a folder with system.toml")
     run.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
     run.add_argument(
@@ -67,7 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KJ_MOL",
         help="end earlier, when the surface's RMS standard error is below this",
     )
-    run.add_argument("--workers", type=int, metavar="W", help="processes (default: the processors there are)")
+    run.add_argument(
+        "--workers",
+        type=int,
+        metavar="W",
+        help="processes (default: the processors there are, or as many as the run to resume had)",
+    )
     run.add_argument("--seed", type=int, metavar="S", help="default 1, or that of the run to resume")
     run.add_argument(
         "--ladder",
@@ -144,63 +162,99 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
+    from .journal import Journal
     from .report import find_warnings, write_report
-    from .runfolder import has_state, load_state, prepare, read_status, save_state, write_results, write_status
+    from .runfolder import has_state, load_state, prepare, remove_temporary, save_state, write_results, write_status
     from .sampler import ScoreSampler
+    from .status import locked, read_status, resumed, storage_errors
     from .system_file import load_system
     from .units import HiddenStateWarning
 
-    before = read_status(options.output) if options.resume and (options.output / "status.json").is_file() else {}
+    folder: Path = options.output
+    before = read_status(folder) if options.resume and (folder / "status.json").is_file() else {}
     quick = options.quick or before.get("quick", False)
     ladder = options.ladder or ",".join(f"{t:g}" for t in before.get("ladder", []))
     usual = DEFAULT_QUICK if quick else DEFAULT_EVALUATIONS
     budget = before.get("budget", usual) if options.force_evaluations is None else options.force_evaluations
     seed = before.get("seed", DEFAULT_SEED) if options.seed is None else options.seed
+    workers = before.get("workers") if options.workers is None else options.workers
     molecule = load_system(options.system)
-    show = _Progress(budget)
+    journal = Journal(folder / "journal")
 
-    def after_round(sampler: ScoreSampler) -> None:
-        save_state(options.output, sampler)
-        write_status(options.output, "running", sampler, budget, command)
+    def after_phase(sampler: ScoreSampler) -> None:
+        save_state(folder, sampler)
+        journal.clear()
+        write_status(folder, "running", sampler, budget, command)
 
+    show = _Progress(budget, lambda: write_status(folder, "running", sampler, budget, command))
     chosen: dict[str, Any] = {"options": _options(ladder, quick)} if ladder or quick else {}
     if options.generator is not None:
         chosen["generator"] = _load_generator(options.generator)
     sampler = ScoreSampler(
-        molecule, seed=seed, workers=options.workers, progress=show.line, on_round=after_round, **chosen
+        molecule, seed=seed, workers=workers, progress=show.line, on_round=after_phase, journal=journal, **chosen
     )
     show.sampler = sampler
     left, target = sampler.check_budget(budget), sampler.check_target(options.target_error)
-    prepare(options.output, options.resume)
-    if options.resume and has_state(options.output):
-        load_state(options.output, sampler)
-        assert sampler.campaign is not None
-        done = sampler.campaign.plan.rounds == 0 and budget <= sampler.campaign.plan.end
-        left = 0 if done else left - sampler.campaign.cost.total
-    elif options.resume:
-        show.line("the run had saved nothing before it ended: it begins anew")
-    write_status(options.output, "running", sampler, budget, command)
-    try:
-        if left > 0:
-            with warnings.catch_warnings():  # it is told with the others, at the end
-                warnings.simplefilter("ignore", HiddenStateWarning)
-                sampler.run(left, target)
-        show.line("estimating")
-        result = write_results(options.output, sampler, command)
-        path = write_report(options.output)
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        write_status(options.output, state, sampler, budget, command)
-        raise
-    finally:
-        show.close()
-    write_status(options.output, "finished", sampler, budget, command)
+    prepare(folder, options.resume)
+    with locked(folder), storage_errors(folder, command):
+        prepare(folder, options.resume)  # another process may have begun a run in the meantime
+        if options.resume and has_state(folder):
+            load_state(folder, sampler)
+            assert sampler.campaign is not None
+            done = sampler.campaign.plan.rounds == 0 and budget <= sampler.campaign.plan.end
+            left = 0 if done else left - sampler.campaign.cost.total
+        elif options.resume:
+            show.line("the run had saved nothing before it ended: it begins anew")
+        remove_temporary(folder)
+        write_status(folder, "running", sampler, budget, command)
+        show.saving = True
+        try:
+            if left > 0:
+                with warnings.catch_warnings(), _stopping_gently(journal, show):
+                    warnings.simplefilter("ignore", HiddenStateWarning)  # it is told with the others, at the end
+                    sampler.run(left, target)
+            show.line("estimating")
+            show.saving = False
+            result = write_results(folder, sampler, command)
+            path = write_report(folder)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            with contextlib.suppress(OSError):  # of a full disk, the first error is the one to tell
+                write_status(folder, "interrupted" if interrupted else "failed", sampler, budget, command)
+            if interrupted:
+                show.note(f"to continue: {resumed(command)}")
+            raise
+        finally:
+            show.close()
+        found = find_warnings(folder)
+        write_status(folder, "finished", sampler, budget, command, found)
     for line in _evidence(result):
         show.note(line)
-    for warning in find_warnings(options.output):
+    for warning in found:
         show.note(f"warning: {warning}")
     print(path)
     return 0
+
+
+@contextlib.contextmanager
+def _stopping_gently(journal: Journal, show: _Progress) -> Iterator[None]:
+    """Within, the first Ctrl-C lets what is running end and be kept, and a second ends the process at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        if journal.stopping:
+            print("openmm-sgm: stopped; what had been kept is whole", file=sys.stderr, flush=True)
+            os._exit(130)
+        journal.stop()
+        show.note("stopping after what is running; Ctrl-C again to stop at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _train(options: argparse.Namespace, command: str) -> int:
@@ -331,20 +385,10 @@ def _evidence(result: dict[str, Any]) -> list[str]:
 
 
 def _status(options: argparse.Namespace, command: str) -> int:
-    from .report import find_warnings
-    from .runfolder import read_status
+    from .status import describe
 
-    status = read_status(options.folder)
-    print(f"{status['state']}: {status['force_evaluations']:,} of {status['budget']:,} force evaluations")
-    for record in status["history"]:
-        acceptance = "" if record["acceptance"] is None else f", acceptance {record['acceptance']:.2f}"
-        error = "" if record["error_kj_mol"] is None else f", error {record['error_kj_mol']:.2f} kJ/mol"
-        print(f"  {record['stage']}: {record['force_evaluations']:,} force evaluations{acceptance}{error}")
-    if status["state"] == "finished":
-        for warning in find_warnings(options.folder):
-            print(f"warning: {warning}")
-    else:
-        print(f"to continue: {status['command']}" + ("" if "--resume" in status["command"] else " --resume"))
+    for line in describe(options.folder):
+        print(line)
     return 0
 
 
@@ -356,16 +400,19 @@ def _report(options: argparse.Namespace, command: str) -> int:
 
 
 class _Progress:
-    """A bar on a terminal, plain lines elsewhere."""
+    """A bar on a terminal, plain lines elsewhere; while `saving`, the status is saved with a line now and then."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: int, save: Callable[[], None] = lambda: None) -> None:
+        self.budget, self.save, self.saving, self.saved = budget, save, False, 0.0
         self.started = time.monotonic()
         self.bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.sampler: Any = None
 
     def line(self, text: str) -> None:
         seconds = time.monotonic() - self.started
+        if self.saving and time.monotonic() - self.saved > SAVE_SECONDS:
+            self.save()
+            self.saved = time.monotonic()
         if not self.bar:
             self.note(text)
             return

@@ -24,6 +24,7 @@ from .generator import Generator, Samples
 from .hidden import HiddenStates
 from .importance import Draws, effective_sample_size, pareto_shape
 from .inject import metropolis_chain
+from .journal import Journal, JournalExecutor
 from .lifting import Lifted, ScoreLifting
 from .mbar import mbar_free_energies
 from .options import SamplerOptions
@@ -70,7 +71,8 @@ class ScoreSampler:
     generator : one to begin with, from `train_from_frames` or an earlier run of the same molecule and CVs; windows are
         then tried with it from the first. Results are as exact with it as without; a bad one costs force evaluations
     progress : called with one line of text now and then
-    on_round : called with this sampler after the exploration and after every round
+    on_round : called with this sampler before the exploration, after it, and after every round
+    journal : where the results of the units of a phase are kept until `on_round` has saved what came of them
 
     Attributes
     ----------
@@ -96,6 +98,7 @@ class ScoreSampler:
         generator: Generator | None = None,
         progress: Callable[[str], None] | None = None,
         on_round: Callable[[ScoreSampler], None] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         if not isinstance(simulation, MolecularSystem | app.Simulation):
             raise InputError(f"an openmm.app.Simulation is needed, got {type(simulation).__name__}")
@@ -121,7 +124,7 @@ class ScoreSampler:
             )
         if generator is not None:
             refuse_unfit(generator, self.molecule, self.options)
-        self.progress, self.on_round = progress or (lambda line: None), on_round
+        self.progress, self.on_round, self.journal = progress or (lambda line: None), on_round, journal
         self._given_executor, self._given_generator = executor, generator
         self._seeds = np.random.SeedSequence(seed)
         self.campaign: Campaign | None = None
@@ -158,9 +161,11 @@ class ScoreSampler:
             self.campaign.plan.end = cost + budget
         else:
             self.campaign.plan = Plan(cost + budget, int(budget * o.explore_share), o.rounds)
+            self._clock = time.perf_counter()
+            self._tell()
         self._clock = time.perf_counter()
         with self._executor() as executor, one_thread():
-            self.campaign.work_on(executor, max(1, self.workers))
+            self.campaign.work_on(executor, max(1, self.workers), self.journal)
             try:
                 while self.campaign.plan.rounds:
                     self._round(target_error)
@@ -292,9 +297,9 @@ class ScoreSampler:
         if self.on_round is not None:
             self.on_round(self)
 
-    def new_campaign(self) -> Campaign:
-        """Return the state of a run that has not begun."""
-        campaign = Campaign(self.molecule, self.options, self._seeds.spawn(1)[0], self.progress)
+    def new_campaign(self, platform: str | None = None) -> Campaign:
+        """Return the state of a run that has not begun; on the fastest platform unless one is given."""
+        campaign = Campaign(self.molecule, self.options, self._seeds.spawn(1)[0], self.progress, platform=platform)
         campaign.shared.generator = self._given_generator
         return campaign
 
@@ -561,8 +566,7 @@ class ScoreSampler:
 
     @contextlib.contextmanager
     def _executor(self) -> Iterator[Executor]:
-        if self._given_executor is not None:
-            yield self._given_executor
-        else:
-            with make_executor(self.workers) as executor:
-                yield executor
+        with contextlib.ExitStack() as stack:
+            given = self._given_executor
+            executor = stack.enter_context(make_executor(self.workers)) if given is None else given
+            yield executor if self.journal is None else JournalExecutor(executor, self.journal)
