@@ -24,6 +24,11 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 
+from openmm_sgm.journal import Journal
+from openmm_sgm.runfolder import save_state
+from openmm_sgm.sampler import ScoreSampler
+from openmm_sgm.system_file import load_system
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("surface.csv", "ledger.csv", "weights.csv")
 RUN = """
@@ -127,12 +132,43 @@ def trial(folder: Path, evaluations: int, moments: list[float]) -> dict[str, obj
     return {"kills_s": [round(m, 2) for m in moments], "stages": stages, "exit_code": code}
 
 
+def cost_of_journal(evaluations: int) -> dict[str, object]:
+    """Return the processor seconds of one run in this process with and without a journal, and what is written."""
+    molecule = load_system(ROOT / "systems" / "alanine_dipeptide_vacuum")
+    found: dict[str, object] = {"system": molecule.name, "force_evaluations": evaluations}
+    with tempfile.TemporaryDirectory(prefix="journal_") as base:
+        for name in ("without", "with"):
+            folder, sizes = Path(base) / name, []
+            folder.mkdir()
+            journal = Journal(folder / "journal") if name == "with" else None
+
+            def keep(sampler: ScoreSampler, folder: Path = folder, journal: Journal | None = journal) -> None:
+                save_state(folder, sampler)
+                if journal:
+                    sizes.append(sum(path.stat().st_size for path in journal.folder.glob("*")))  # noqa: B023
+                    journal.clear()
+
+            sampler = ScoreSampler(molecule, seed=1, workers=0, on_round=keep, journal=journal)
+            started = time.process_time()
+            sampler.run(evaluations)
+            found[f"cpu_seconds_{name}"] = round(time.process_time() - started, 2)
+            if journal:
+                found["results_kept"], found["megabytes_written"] = journal.kept, round(journal.bytes_written / 1e6, 1)
+                found["largest_folder_megabytes"] = round(max(sizes) / 1e6, 1)
+                size = sum(path.stat().st_size for path in (folder / "state").rglob("*") if path.is_file())
+                found["last_state_megabytes"] = round(size / 1e6, 1)
+    return found
+
+
 def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--evaluations", type=int, default=8000)
     parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--cost", type=int, default=30_000, help="force evaluations of a run with and without a journal"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
@@ -170,6 +206,8 @@ def main() -> None:
             "identical": sum(t.get("different") == [] for t in trials),
             "ledgers_whole": sum(bool(t.get("ledger_whole")) for t in trials),
         }
+    if options.cost:
+        result["journal"] = cost_of_journal(options.cost)
     if options.output:
         options.output.write_text(json.dumps(result, indent=1) + "\n")
     print({key: value for key, value in result.items() if key != "trials"})

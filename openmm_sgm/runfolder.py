@@ -123,7 +123,9 @@ def _phase(sampler: ScoreSampler) -> str:
         return "preparation"
     if not campaign.plan.rounds:
         return "estimation"
-    return f"round {campaign.round}" if campaign.plan.explored and campaign.round else "exploration"
+    if not campaign.round:
+        return "exploration" if not campaign.plan.explored else "round 1"
+    return f"round {campaign.round}" if campaign.plan.explored else f"round {campaign.round + 1}"
 
 
 # results

@@ -104,11 +104,7 @@ def test_failures_and_unknown_results_are_not_kept(journal: Journal) -> None:
     [
         Samples(np.zeros((2, 3, 3)), np.array([1.0, -np.inf]), np.array([True, False]), np.arange(2)),
         (np.zeros(0), np.full((1, 2, 3), np.nan)),
-        [
-            SegmentResult(
-                7, np.ones((1, 2, 3)), np.ones(1), np.ones((1, 2, 3)), np.ones((2, 3)), None, 12, "blew up", 1
-            )
-        ],
+        [SegmentResult(7, np.ones((1, 2, 3)), np.ones(1), np.ones((1, 2, 3)), np.ones((2, 3)), None, 12, "blew up", 1)],
     ],
     ids=["samples", "evaluations", "segments"],
 )
@@ -222,9 +218,10 @@ def some_data(tmp_path: Path) -> tuple[TrainingSet, Any]:
         kept.append(data)
         raise InterruptedError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openmm_sgm.campaign.train", stop)
-        sampler.run(6000)
+        with pytest.raises(InterruptedError):
+            sampler.run(6000)
     return kept[0], sampler.options
 
 
@@ -273,3 +270,175 @@ def test_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_options_of_training_have_a_digest() -> None:
     assert digest(TrainingOptions()) != digest(TrainingOptions(steps=1))
+
+
+# lock, status, storage
+
+
+def test_second_process_is_refused_and_damages_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from openmm_sgm.status import locked\nwith locked(Path(sys.argv[1])): 1"
+    )
+    with locked(folder):
+        before = (folder / "lock").read_bytes()
+        assert holder(folder) == f"process {os.getpid()} on {os.uname().nodename}"
+        done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+        assert f"InputError: {folder} is in use by process {os.getpid()} on" in done.stderr
+        assert (folder / "lock").read_bytes() == before
+    assert holder(folder) is None
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+def test_a_kill_releases_the_lock(tmp_path: Path) -> None:
+    code = "import os, sys; from pathlib import Path; from openmm_sgm.status import locked\n"
+    code += "with locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert json.loads((tmp_path / "lock").read_text())["pid"] != os.getpid()
+    assert holder(tmp_path) is None
+    with locked(tmp_path):
+        pass
+
+
+def status_file(folder: Path, **changes: Any) -> None:
+    record = {"stage": "exploration", "force_evaluations": 900, "acceptance": None, "error_kj_mol": 1.5}
+    content = {
+        "state": "running",
+        "phase": "round 1",
+        "force_evaluations": 1200,
+        "budget": 8000,
+        "history": [record],
+        "windows": 7,
+        "set_aside": {"r = 0.2 nm": "blew up"},
+        "warnings": [],
+        "command": "openmm-sgm run a --output b",
+    }
+    (folder / "status.json").write_text(json.dumps(content | changes))
+
+
+def test_status_tells_live_from_killed(tmp_path: Path) -> None:
+    status_file(tmp_path)
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "a.unit").write_bytes(b"")
+    lines = describe(tmp_path)
+    assert lines[0] == "killed: 1,200 of 8,000 force evaluations"
+    assert lines[1].startswith("  in round 1, 1 results since the last save, the latest ")
+    assert lines[-1] == "to continue: openmm-sgm run a --output b --resume"
+    assert "  7 windows, 1 set aside" in lines
+    assert "    r = 0.2 nm: blew up" in lines
+    with locked(tmp_path):
+        lines = describe(tmp_path)
+    assert lines[0] == "running: 1,200 of 8,000 force evaluations"
+    assert lines[1] == f"  at work: process {os.getpid()} on {os.uname().nodename}"
+    assert not any("to continue" in line for line in lines)
+
+
+def test_status_loads_neither_torch_nor_the_arrays(tmp_path: Path) -> None:
+    status_file(tmp_path)
+    code = "import sys; from openmm_sgm.cli import main; main(sys.argv[1:])\n"
+    code += "assert not {'torch', 'mdtraj', 'scipy', 'matplotlib', 'pymbar'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code, "status", str(tmp_path)], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EDQUOT])
+def test_storage_errors_end_in_a_sentence(error: int, tmp_path: Path) -> None:
+    message = r"cannot write in .*: put that right, then continue with: .* --resume$"
+    with pytest.raises(SamplingError, match=message), storage_errors(tmp_path, "openmm-sgm run a --output b"):
+        raise OSError(error, os.strerror(error))
+    with pytest.raises(ConnectionResetError), storage_errors(tmp_path, "x"):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(InputError, match=r"cannot write in .*: Permission denied"), locked(tmp_path):
+        pass
+
+
+# the whole command
+
+QUICK = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import matplotlib.figure
+import openmm_sgm.report
+import openmm_sgm.options as options
+from test_cli import draw_nothing, quick_options
+matplotlib.figure.Figure.savefig = draw_nothing
+from dataclasses import replace
+options.SamplerOptions = lambda ladder: replace(quick_options(), ladder=ladder)
+from openmm_sgm.cli import main
+if int(sys.argv[2]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def command(system: Path, output: Path, *more: str, largest_file: int = 0) -> list[str]:
+    arguments = [*run_arguments(system, output, *more, budget=4000), "--ladder", "400"]
+    return [sys.executable, "-c", QUICK, str(Path(__file__).parent), str(largest_file), *arguments]
+
+
+RESULTS = ("surface.csv", "ledger.csv", "weights.csv", "generator/generator.safetensors")
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that nothing has disturbed: its system and its folder."""
+    base = tmp_path_factory.mktemp("alone")
+    system = write_system(base / "system")
+    subprocess.run(command(system, base / "out"), check=True, capture_output=True)
+    return system, base / "out"
+
+
+def test_a_finished_run_leaves_no_journal(alone: tuple[Path, Path]) -> None:
+    assert not (alone[1] / "journal").exists()
+    assert not list(alone[1].rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_killed_run_gives_the_same_bytes(share: float, alone: tuple[Path, Path], tmp_path: Path) -> None:
+    """Killed (SIGKILL) after a share of all writes to the journal, the run goes on to the same results, bit for bit.
+
+    Seen to fail with the walkers saved in the order of their windows instead of that of their visits.
+    """
+    system, whole = alone
+    folder = tmp_path / "out"
+    process = subprocess.Popen(command(system, folder), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    stage = {0.3: "exploration", 0.6: "round 1", 0.9: "round 3"}[share]
+    while process.poll() is None:
+        journal = folder / "journal"
+        try:
+            if json.loads((folder / "status.json").read_text())["phase"] == stage and len(list(journal.iterdir())) > 3:
+                break
+        except (OSError, ValueError):
+            continue
+    process.kill()
+    process.wait()
+    assert "killed: " in describe(folder)[0]
+    second = subprocess.run(command(system, folder, "--resume"), capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert results(folder) == results(whole)
+
+
+def test_full_disk_ends_with_a_sentence_and_the_run_goes_on(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: a state's arrays are the first that do not fit."""
+    system, whole = alone
+    folder = tmp_path / "out"
+    done = subprocess.run(command(system, folder, largest_file=60_000), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "cannot write in" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].endswith("--resume")
+    assert describe(folder)[0].startswith("failed: ")
+    again = subprocess.run(command(system, folder, "--resume"), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert results(folder) == results(whole)
