@@ -50,6 +50,7 @@ _PUBLIC = {
     "reporter": ("FrameReporter", "RecordedFrames", "load_frames"),
     "propagator": ("fit_diffusion_on_surface",),
     "reduced": ("ReducedEquation",),
+    "runfolder": ("keep",),
     "sampler": ("ScoreSampler",),
     "system": ("MolecularSystem",),
     "system_file": ("load_system",),

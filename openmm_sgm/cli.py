@@ -162,11 +162,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
-    from .journal import Journal
     from .report import find_warnings, write_report
-    from .runfolder import has_state, load_state, prepare, remove_temporary, save_state, write_results, write_status
+    from .runfolder import has_state, keep, write_results, write_status
     from .sampler import ScoreSampler
-    from .status import locked, read_status, resumed, storage_errors
+    from .status import read_status, resumed, storage_errors
     from .system_file import load_system
     from .units import HiddenStateWarning
 
@@ -179,55 +178,48 @@ def _run(options: argparse.Namespace, command: str) -> int:
     seed = before.get("seed", DEFAULT_SEED) if options.seed is None else options.seed
     workers = before.get("workers") if options.workers is None else options.workers
     molecule = load_system(options.system)
-    journal = Journal(folder / "journal")
 
-    def after_phase(sampler: ScoreSampler) -> None:
-        save_state(folder, sampler)
-        journal.clear()
-        write_status(folder, "running", sampler, budget, command)
+    def tell(state: str, found: list[str] | None = None) -> None:
+        write_status(folder, state, sampler, budget, command, found)
 
-    show = _Progress(budget, lambda: write_status(folder, "running", sampler, budget, command))
+    show = _Progress(budget, lambda: tell("running"))
     chosen: dict[str, Any] = {"options": _options(ladder, quick)} if ladder or quick else {}
     if options.generator is not None:
         chosen["generator"] = _load_generator(options.generator)
     sampler = ScoreSampler(
-        molecule, seed=seed, workers=workers, progress=show.line, on_round=after_phase, journal=journal, **chosen
+        molecule, seed=seed, workers=workers, progress=show.line, on_round=lambda _: tell("running"), **chosen
     )
     show.sampler = sampler
     left, target = sampler.check_budget(budget), sampler.check_target(options.target_error)
-    prepare(folder, options.resume)
-    with locked(folder), storage_errors(folder, command):
-        prepare(folder, options.resume)  # another process may have begun a run in the meantime
-        if options.resume and has_state(folder):
-            load_state(folder, sampler)
-            assert sampler.campaign is not None
+    began = has_state(folder)
+    with storage_errors(folder, command), keep(sampler, folder, options.resume) as spent:
+        if sampler.campaign is not None:
             done = sampler.campaign.plan.rounds == 0 and budget <= sampler.campaign.plan.end
-            left = 0 if done else left - sampler.campaign.cost.total
-        elif options.resume:
+            left = 0 if done else left - spent
+        elif options.resume and not began:
             show.line("the run had saved nothing before it ended: it begins anew")
-        remove_temporary(folder)
-        write_status(folder, "running", sampler, budget, command)
+        tell("running")
         show.saving = True
         try:
             if left > 0:
-                with warnings.catch_warnings(), _stopping_gently(journal, show):
+                with warnings.catch_warnings(), _stopping_gently(sampler.journal, show):
                     warnings.simplefilter("ignore", HiddenStateWarning)  # it is told with the others, at the end
                     sampler.run(left, target)
             show.line("estimating")
             show.saving = False
             result = write_results(folder, sampler, command)
             path = write_report(folder)
+            found = find_warnings(folder)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             with contextlib.suppress(OSError):  # of a full disk, the first error is the one to tell
-                write_status(folder, "interrupted" if interrupted else "failed", sampler, budget, command)
+                tell("interrupted" if interrupted else "failed")
             if interrupted:
                 show.note(f"to continue: {resumed(command)}")
             raise
         finally:
             show.close()
-        found = find_warnings(folder)
-        write_status(folder, "finished", sampler, budget, command, found)
+        tell("finished", found)
     for line in _evidence(result):
         show.note(line)
     for warning in found:
@@ -237,17 +229,18 @@ def _run(options: argparse.Namespace, command: str) -> int:
 
 
 @contextlib.contextmanager
-def _stopping_gently(journal: Journal, show: _Progress) -> Iterator[None]:
+def _stopping_gently(journal: Journal | None, show: _Progress) -> Iterator[None]:
     """Within, the first Ctrl-C lets what is running end and be kept, and a second ends the process at once."""
 
     def stop(number: int, frame: Any) -> None:
+        assert journal is not None
         if journal.stopping:
             print("openmm-sgm: stopped; what had been kept is whole", file=sys.stderr, flush=True)
             os._exit(130)
         journal.stop()
         show.note("stopping after what is running; Ctrl-C again to stop at once")
 
-    if threading.current_thread() is not threading.main_thread():
+    if journal is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     usual = signal.signal(signal.SIGINT, stop)

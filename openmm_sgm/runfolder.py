@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import platform as host
@@ -27,19 +28,20 @@ from .generator import Generator
 from .hidden import HiddenStates, untrusted
 from .importance import Draws
 from .inject import Ledger
+from .journal import Journal
 from .records import digest, file_digest, sync_folder
 from .sampler import ScoreSampler
-from .status import write_json
+from .status import locked, write_json
 from .units import InputError, SamplingError, one_line, thermal_energy
 from .windows import WindowGrid
 
 __all__ = [
     "DAMAGE",
     "has_state",
+    "keep",
     "load_state",
     "plain",
     "prepare",
-    "remove_temporary",
     "save_state",
     "versions",
     "write_results",
@@ -86,10 +88,52 @@ def has_state(folder: Path) -> bool:
     return (folder / "state" / "state.json").is_file()
 
 
-def remove_temporary(folder: Path) -> None:
-    """Remove what a killed process was writing; the caller holds the folder's lock."""
-    for path in folder.rglob("*.tmp"):
-        path.unlink()
+@contextlib.contextmanager
+def keep(sampler: ScoreSampler, folder: str | Path, resume: bool | None = None) -> Iterator[int]:
+    """Within, all that a sampler computes is kept in a folder at once; a run that stands there goes on.
+
+    >>> with sgm.keep(sampler, "run1") as spent:
+    ...     sampler.run(force_evaluations=250_000 - spent)
+
+    Killed at any moment, the same script goes on where it was. With one seed, number of workers and platform (Reference
+    or CPU) the results are those of a run that nothing has disturbed, bit for bit.
+
+    Parameters
+    ----------
+    resume : True or False to insist that the folder holds a run, or none; by default either will do
+
+    Returns
+    -------
+    the force evaluations that the run had spent
+
+    Raises
+    ------
+    InputError
+        where another process is at work in the folder, it cannot be written to, or its state is damaged or of another
+        system, seed or setup. The folder is as it was then.
+    """
+    folder = Path(folder)
+    prepare(folder, has_state(folder) if resume is None else resume)
+    with locked(folder):
+        if has_state(folder) and resume is not False:
+            load_state(folder, sampler)
+        elif resume is False:
+            prepare(folder, resume)  # another process may have begun a run in the meantime
+        for path in folder.rglob("*.tmp"):  # what a killed process was writing
+            path.unlink()
+        journal, theirs = Journal(folder / "journal"), sampler.on_round
+
+        def after_phase(sampler: ScoreSampler) -> None:
+            save_state(folder, sampler)
+            journal.clear()
+            if theirs is not None:
+                theirs(sampler)
+
+        sampler.on_round, sampler.journal = after_phase, journal
+        try:
+            yield sampler.campaign.cost.total if sampler.campaign else 0
+        finally:
+            sampler.on_round, sampler.journal = theirs, None
 
 
 def write_status(
