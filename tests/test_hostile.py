@@ -31,7 +31,7 @@ from openmm_sgm.units import InputError
 
 hypothesis = pytest.importorskip("hypothesis", reason="pip install -e '.[dev]' has it")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st
+from hypothesis import strategies as st  # noqa: E402
 
 Finished = Any
 

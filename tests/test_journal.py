@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import quick_options, run_arguments, write_system
+from test_cli import SEED, quick_options, run_arguments, write_system
 
 from openmm_sgm.executors import SerialExecutor, run_units
 from openmm_sgm.generator import Samples
 from openmm_sgm.journal import Journal, JournalExecutor
 from openmm_sgm.records import RecordError, digest, read_record, write_record
+from openmm_sgm.runfolder import keep
 from openmm_sgm.sampler import ScoreSampler
 from openmm_sgm.simulate import SegmentResult
 from openmm_sgm.status import describe, holder, locked, storage_errors
@@ -448,3 +450,33 @@ def test_full_disk_ends_with_a_sentence_and_the_run_goes_on(alone: tuple[Path, P
     again = subprocess.run(command(system, folder, "--resume"), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert results(folder) == results(whole)
+
+
+def test_first_interrupt_ends_gently_and_a_script_goes_on(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    """Ctrl-C: what runs is kept, the command to go on is printed, exit code 130; `keep` goes on from it in Python."""
+    system, whole = alone
+    folder = tmp_path / "out"
+    process = subprocess.Popen(command(system, folder), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while process.poll() is None and not _stands_in(folder, "round 2"):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate()[1]
+    assert process.returncode == 130
+    assert "stopping after what is running; Ctrl-C again to stop at once" in errors
+    assert "Traceback" not in errors
+    told = next(line for line in errors.splitlines() if "to continue: " in line)
+    assert told.endswith("--resume")
+    assert describe(folder)[0].startswith("interrupted: ")
+    options = replace(quick_options(), ladder=(400,))
+    sampler = ScoreSampler(load_system(system), seed=SEED, workers=0, options=options)
+    with keep(sampler, folder) as spent:
+        assert 0 < spent < 4000
+        with pytest.raises(InputError, match="is in use by process"), keep(sampler, folder):
+            pass
+        sampler.run(4000 - spent)
+        assert sampler.journal is not None
+        assert sampler.journal.found > 3
+    assert (folder / "state").is_dir()
+    assert sampler.campaign is not None
+    sampler.campaign.ledger.write(tmp_path / "ledger.csv")
+    assert (tmp_path / "ledger.csv").read_bytes() == (whole / "ledger.csv").read_bytes()
