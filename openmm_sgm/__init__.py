@@ -52,6 +52,7 @@ _PUBLIC = {
     "reporter": ("FrameReporter", "RecordedFrames", "load_frames"),
     "propagator": ("fit_diffusion_on_surface",),
     "reduced": ("ReducedEquation",),
+    "runfolder": ("keep",),
     "sampler": ("ScoreSampler",),
     "transitions": ("TransitionModel", "estimate_transitions"),
     "set_aside": ("load_failed", "save_failed"),

@@ -20,6 +20,7 @@ from .generator import Generator, Samples, generate, log_densities
 from .hidden import HiddenStates, hidden_states_in_frames
 from .importance import Draws, Weights, effective_sample_size
 from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
+from .journal import Journal
 from .mbar import bias_terms, weighted_mbar
 from .options import SamplerOptions
 from .platforms import PlatformChoice, PlatformOptions, choose_platform
@@ -138,6 +139,7 @@ class Campaign:
     burn_in, learnt_from : frames of the chain and rounds that are in no estimate, see `leave_out_what_was`
     free_energies : float64, shape (n_windows,), kT; NaN where not known
     plan : what is left to do
+    platform : where dynamics runs: the fastest, or the one given, since noise and rounding are the platform's own
     target : the campaign at the temperature of interest: this one, or the one that this is a hotter level of
     hotter : of the target, campaigns at `options.ladder`'s temperatures, ascending: the same windows, for finding
         states that cold walkers do not reach. They share the target's generator and costs, and are in no estimate
@@ -159,6 +161,7 @@ class Campaign:
         self.molecule, self.options, self.seed, self.say = molecule, options, seed, say
         self.target = target or self
         self._executor, self._chunks = executor or SerialExecutor(), chunks
+        self._journal: Journal | None = None
         self.grid = _grid(molecule, options, self.target.molecule.temperature_k)
         self.beta = 1 / thermal_energy(molecule.temperature_k)
         system, prefixes, physical_groups = molecule.biased_system()
@@ -235,9 +238,9 @@ class Campaign:
         speed = self.platform.steps_per_second.get(self.platform.name, 0.0)
         return Pace(1 / speed if speed > 0 else float("nan"))
 
-    def work_on(self, executor: Executor, chunks: int) -> None:
-        """Run everything on `executor` from now on, which has so many workers."""
-        self.target._executor, self.target._chunks = executor, chunks
+    def work_on(self, executor: Executor, chunks: int, journal: Journal | None = None) -> None:
+        """Run everything on `executor` from now on, which has so many workers; trainings are saved in the journal."""
+        self.target._executor, self.target._chunks, self.target._journal = executor, chunks, journal
 
     def _say_hot(self, temperature: float) -> Callable[[str], None]:
         return lambda line: self.say(f"{temperature:g} K: {line}")
@@ -366,6 +369,7 @@ class Campaign:
                 seed=int(rng.integers(2**31)),
                 previous=shared.generator,
                 ode_steps=ode_steps,
+                checkpoint=target._journal.checkpoint() if target._journal else None,
             )
         shared.generator = result.generator
         self.cost.train_seconds += time.perf_counter() - started

@@ -7,20 +7,25 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .journal import Journal
     from .options import SamplerOptions
 
 __all__ = ["main"]
 
 DEFAULT_EVALUATIONS, DEFAULT_QUICK, DEFAULT_SEED = 250_000, 300_000, 1
 DEFAULT_LARGEST = 2_000_000
+SAVE_SECONDS = 1.0
+EXIT_CODES = "Exit codes: 0 done, 1 a run could not go on, 2 input that cannot be used, 130 interrupted."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,12 +52,19 @@ def _parser() -> argparse.ArgumentParser:
     from . import __version__
 
     parser = argparse.ArgumentParser(
-        prog="openmm-sgm", description="Free-energy surfaces by a score model with exact injection into OpenMM."
+        prog="openmm-sgm",
+        description="Free-energy surfaces by a score model with exact injection into OpenMM.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = verbs.add_parser("run", help="sample a system folder and write surface, samples and report")
+    run = verbs.add_parser(
+        "run",
+        help="sample a system folder and write surface, samples and report",
+        epilog="All that has been computed is kept in DIR at once: after Ctrl-C (once to stop after what is running, "
+        f"twice to stop at once), a kill or a loss of power, --resume goes on from there. {EXIT_CODES}",
+    )
     run.add_argument("system", type=Path, metavar="SYSTEM_FOLDER", help="a folder with system.toml")
     run.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
     run.add_argument(
@@ -68,7 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KJ_MOL",
         help="end earlier, when the surface's RMS standard error is below this",
     )
-    run.add_argument("--workers", type=int, metavar="W", help="processes (default: the processors there are)")
+    run.add_argument(
+        "--workers",
+        type=int,
+        metavar="W",
+        help="processes (default: the processors there are, or as many as the run to resume had)",
+    )
     run.add_argument(
         "--executor",
         choices=["serial", "processes", "parsl"],
@@ -161,30 +178,31 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, command: str) -> int:
     from .platforms import PlatformOptions
     from .report import find_warnings, write_report
-    from .runfolder import has_state, load_state, prepare, read_status, save_state, write_results, write_status
+    from .runfolder import has_state, keep, write_results, write_status
     from .sampler import ScoreSampler
     from .set_aside import save_failed
+    from .status import read_status, resumed, storage_errors
     from .system_file import load_system
     from .units import HiddenStateWarning
 
-    workers, executor = _workers(options)
-    before = read_status(options.output) if options.resume and (options.output / "status.json").is_file() else {}
+    folder: Path = options.output
+    before = read_status(folder) if options.resume and (folder / "status.json").is_file() else {}
+    workers, executor = _workers(options, before)
     quick = options.quick or before.get("quick", False)
     ladder = options.ladder or ",".join(f"{t:g}" for t in before.get("ladder", []))
     usual = DEFAULT_QUICK if quick else DEFAULT_EVALUATIONS
     budget = before.get("budget", usual) if options.force_evaluations is None else options.force_evaluations
     seed = before.get("seed", DEFAULT_SEED) if options.seed is None else options.seed
     molecule = load_system(options.system)
-    show = _Progress(budget)
 
-    def after_round(sampler: ScoreSampler) -> None:
-        save_state(options.output, sampler)
-        write_status(options.output, "running", sampler, budget, command)
+    def tell(state: str, found: list[str] | None = None) -> None:
+        write_status(folder, state, sampler, budget, command, found)
 
     def keep_failed(segment: Any, reason: str, temperature_k: float) -> None:
-        save_failed(options.output / "failed", segment, reason, temperature_k)
+        save_failed(folder / "failed", segment, reason, temperature_k)
 
     platform = PlatformOptions(options.platform, options.precision, options.deterministic_forces)
+    show = _Progress(budget, lambda: tell("running"))
     chosen: dict[str, Any] = {"options": _options(ladder, quick)} if ladder or quick else {}
     if options.generator is not None:
         chosen["generator"] = _load_generator(options.generator)
@@ -195,47 +213,55 @@ def _run(options: argparse.Namespace, command: str) -> int:
         executor=executor,
         platform=platform,
         progress=show.line,
-        on_round=after_round,
+        on_round=lambda _: tell("running"),
         on_set_aside=keep_failed,
         **chosen,
     )
     show.sampler = sampler
     left, target = sampler.check_budget(budget), sampler.check_target(options.target_error)
-    prepare(options.output, options.resume)
-    if options.resume and has_state(options.output):
-        load_state(options.output, sampler)
-        assert sampler.campaign is not None
-        done = sampler.campaign.plan.rounds == 0 and budget <= sampler.campaign.plan.end
-        left = 0 if done else left - sampler.campaign.cost.total
-    elif options.resume:
-        show.line("the run had saved nothing before it ended: it begins anew")
-    write_status(options.output, "running", sampler, budget, command)
-    try:
-        if left > 0:
-            with warnings.catch_warnings():  # it is told with the others, at the end
-                warnings.simplefilter("ignore", HiddenStateWarning)
-                with contextlib.nullcontext() if executor is None else executor:
-                    sampler.run(left, target)
-        show.line("estimating")
-        result = write_results(options.output, sampler, command)
-        path = write_report(options.output)
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        write_status(options.output, state, sampler, budget, command)
-        raise
-    finally:
-        show.close()
-    write_status(options.output, "finished", sampler, budget, command)
+    began = has_state(folder)
+    with storage_errors(folder, command), keep(sampler, folder, options.resume) as spent:
+        if sampler.campaign is not None:
+            done = sampler.campaign.plan.rounds == 0 and budget <= sampler.campaign.plan.end
+            left = 0 if done else left - spent
+        elif options.resume and not began:
+            show.line("the run had saved nothing before it ended: it begins anew")
+        tell("running")
+        show.saving = True
+        try:
+            if left > 0:
+                with warnings.catch_warnings(), _stopping_gently(sampler.journal, show):
+                    warnings.simplefilter("ignore", HiddenStateWarning)  # it is told with the others, at the end
+                    with contextlib.nullcontext() if executor is None else executor:
+                        sampler.run(left, target)
+            show.line("estimating")
+            show.saving = False
+            result = write_results(folder, sampler, command)
+            path = write_report(folder)
+            found = find_warnings(folder)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            with contextlib.suppress(OSError):  # of a full disk, the first error is the one to tell
+                tell("interrupted" if interrupted else "failed")
+            if interrupted:
+                show.note(f"to continue: {resumed(command)}")
+            raise
+        finally:
+            show.close()
+        tell("finished", found)
     for line in _evidence(result):
         show.note(line)
-    for warning in find_warnings(options.output):
+    for warning in found:
         show.note(f"warning: {warning}")
     print(path)
     return 0
 
 
-def _workers(options: argparse.Namespace) -> tuple[int | None, Any]:
-    """Return the number of workers and, for Parsl, the executor; it starts when it is first used."""
+def _workers(options: argparse.Namespace, before: dict[str, Any]) -> tuple[int | None, Any]:
+    """Return the number of workers and, for Parsl, the executor; it starts when it is first used.
+
+    before : the status of the run to resume, whose number of workers counts where none is given
+    """
     from .preflight import refuse_copies
     from .units import InputError
 
@@ -247,11 +273,33 @@ def _workers(options: argparse.Namespace) -> tuple[int | None, Any]:
     if options.executor == "serial":
         return 0, None
     if options.executor == "processes":
-        return options.workers, None
+        return before.get("workers") if options.workers is None else options.workers, None
     from .parsl_pool import ParslPool, load_parsl_options
 
     parsl = load_parsl_options(options.executor_config)
     return parsl.workers, ParslPool(parsl, options.output / "parsl")
+
+
+@contextlib.contextmanager
+def _stopping_gently(journal: Journal | None, show: _Progress) -> Iterator[None]:
+    """Within, the first Ctrl-C lets what is running end and be kept, and a second ends the process at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        assert journal is not None
+        if journal.stopping:
+            print("openmm-sgm: stopped; what had been kept is whole", file=sys.stderr, flush=True)
+            os._exit(130)
+        journal.stop()
+        show.note("stopping after what is running; Ctrl-C again to stop at once")
+
+    if journal is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _train(options: argparse.Namespace, command: str) -> int:
@@ -382,20 +430,10 @@ def _evidence(result: dict[str, Any]) -> list[str]:
 
 
 def _status(options: argparse.Namespace, command: str) -> int:
-    from .report import find_warnings
-    from .runfolder import read_status
+    from .status import describe
 
-    status = read_status(options.folder)
-    print(f"{status['state']}: {status['force_evaluations']:,} of {status['budget']:,} force evaluations")
-    for record in status["history"]:
-        acceptance = "" if record["acceptance"] is None else f", acceptance {record['acceptance']:.2f}"
-        error = "" if record["error_kj_mol"] is None else f", error {record['error_kj_mol']:.2f} kJ/mol"
-        print(f"  {record['stage']}: {record['force_evaluations']:,} force evaluations{acceptance}{error}")
-    if status["state"] == "finished":
-        for warning in find_warnings(options.folder):
-            print(f"warning: {warning}")
-    else:
-        print(f"to continue: {status['command']}" + ("" if "--resume" in status["command"] else " --resume"))
+    for line in describe(options.folder):
+        print(line)
     return 0
 
 
@@ -407,16 +445,19 @@ def _report(options: argparse.Namespace, command: str) -> int:
 
 
 class _Progress:
-    """A bar on a terminal, plain lines elsewhere."""
+    """A bar on a terminal, plain lines elsewhere; while `saving`, the status is saved with a line now and then."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: int, save: Callable[[], None] = lambda: None) -> None:
+        self.budget, self.save, self.saving, self.saved = budget, save, False, 0.0
         self.started = time.monotonic()
         self.bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.sampler: Any = None
 
     def line(self, text: str) -> None:
         seconds = time.monotonic() - self.started
+        if self.saving and time.monotonic() - self.saved > SAVE_SECONDS:
+            self.save()
+            self.saved = time.monotonic()
         if not self.bar:
             self.note(text)
             return

@@ -26,7 +26,8 @@ from .free_energy import Surface
 from .measure import LIMIT_KJ_MOL, SurfaceError, load_reference, mean_reference, surface_error
 from .options import SamplerOptions
 from .rivals import METHODS, Method, Snapshot
-from .runfolder import DAMAGE, plain, versions, write_json
+from .runfolder import DAMAGE, plain, versions
+from .status import write_json
 from .system import MolecularSystem
 from .umbrella import surface_bins
 from .units import InputError, one_line

@@ -175,11 +175,15 @@ class Generator:
         kind = {name: kind for kind, name in _KINDS.items()}[header.get("representation", "internal")]
         representation = kind.from_arrays(own, space, int(header["n_atoms"]))
         n_features = weights["condition.0.weight"].shape[1] - 5
-        network = ScoreNetwork(
-            representation.n_linear, representation.n_rotors, n_features, NetworkOptions(**header["network"])
-        )
-        network.load_state_dict(weights)
-        return Generator(representation, network.requires_grad_(False), int(header["steps"]))
+        with torch.device("meta"):  # whatever size the header asks for, only the weights that are there take memory
+            network = ScoreNetwork(
+                representation.n_linear, representation.n_rotors, n_features, NetworkOptions(**header["network"])
+            )
+        network.load_state_dict(weights, assign=True)
+        steps = int(header["steps"])
+        if steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {steps}")
+        return Generator(representation, network.requires_grad_(False), steps)
 
     def save(self, folder: Path) -> None:
         """Write `generator.safetensors` and `generator.json` into `folder`."""

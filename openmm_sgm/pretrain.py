@@ -18,8 +18,9 @@ from .frames import MD, Frames, Selection
 from .generator import Generator
 from .options import SamplerOptions
 from .reporter import RecordedFrames
-from .runfolder import plain, versions, write_json
+from .runfolder import plain, versions
 from .simulate import evaluate
+from .status import write_json
 from .symmetry import threefold_rotors
 from .system import MolecularSystem
 from .training import LevelFrames, build_training_set, train

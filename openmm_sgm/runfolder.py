@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import platform as host
@@ -14,6 +15,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import openmm
 from openmm import app, unit
 from safetensors import SafetensorError
 
@@ -26,25 +28,29 @@ from .generator import Generator
 from .hidden import HiddenStates, untrusted
 from .importance import Draws
 from .inject import Ledger
+from .journal import Journal
+from .records import digest, file_digest, sync_folder
 from .sampler import ScoreSampler
+from .status import locked, write_json
 from .units import InputError, SamplingError, one_line, thermal_energy
 from .windows import WindowGrid
 
 __all__ = [
     "DAMAGE",
     "has_state",
+    "keep",
     "load_state",
     "plain",
     "prepare",
-    "read_status",
     "save_state",
     "versions",
-    "write_json",
     "write_results",
     "write_status",
 ]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+OLDER_VERSION = 1
+"""Of a state without digests, platform and the order of windows; it is read, and goes on equivalently."""
 CHUNK = 4096
 """Bins whose distance from all windows is computed at once."""
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, SafetensorError, csv.Error)
@@ -78,52 +84,92 @@ def prepare(folder: Path, resume: bool) -> None:
 
 
 def has_state(folder: Path) -> bool:
-    """Return whether a state has been saved; a run that ends before its exploration does leaves none."""
+    """Return whether a state has been saved; the first is saved before the exploration."""
     return (folder / "state" / "state.json").is_file()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
+@contextlib.contextmanager
+def keep(sampler: ScoreSampler, folder: str | Path, resume: bool | None = None) -> Iterator[int]:
+    """Within, all that a sampler computes is kept in a folder at once; a run that stands there goes on.
+
+    >>> with sgm.keep(sampler, "run1") as spent:
+    ...     sampler.run(force_evaluations=250_000 - spent)
+
+    Killed at any moment, the same script goes on where it was. With one seed, number of workers and platform (Reference
+    or CPU) the results are those of a run that nothing has disturbed, bit for bit.
+
+    Parameters
+    ----------
+    resume : True or False to insist that the folder holds a run, or none; by default either will do
+
+    Returns
+    -------
+    the force evaluations that the run had spent
+
+    Raises
+    ------
+    InputError
+        where another process is at work in the folder, it cannot be written to, or its state is damaged or of another
+        system, seed or setup. The folder is as it was then.
+    """
+    folder = Path(folder)
+    prepare(folder, has_state(folder) if resume is None else resume)
+    with locked(folder):
+        if has_state(folder) and resume is not False:
+            load_state(folder, sampler)
+        elif resume is False:
+            prepare(folder, resume)  # another process may have begun a run in the meantime
+        for path in folder.rglob("*.tmp"):  # what a killed process was writing
+            path.unlink()
+        journal, theirs = Journal(folder / "journal"), sampler.on_round
+
+        def after_phase(sampler: ScoreSampler) -> None:
+            save_state(folder, sampler)
+            journal.clear()
+            if theirs is not None:
+                theirs(sampler)
+
+        sampler.on_round, sampler.journal = after_phase, journal
+        try:
+            yield sampler.campaign.cost.total if sampler.campaign else 0
+        finally:
+            sampler.on_round, sampler.journal = theirs, None
 
 
-def write_status(folder: Path, state: str, sampler: ScoreSampler, budget: int, command: str) -> None:
+def write_status(
+    folder: Path, state: str, sampler: ScoreSampler, budget: int, command: str, warnings: list[str] | None = None
+) -> None:
     """Write status.json: readable at any moment, of a live, finished or killed run."""
+    campaign = sampler.campaign
+    walkers = dict(campaign.walkers) if campaign else {}
     content = {
         "state": state,
-        "force_evaluations": sampler.campaign.cost.total if sampler.campaign else 0,
+        "phase": _phase(sampler),
+        "force_evaluations": campaign.cost.total if campaign else 0,
         "budget": budget,
         "seed": sampler.seed,
+        "workers": sampler.workers,
         "ladder": sampler.options.ladder,
         "quick": sampler.options.explore_by == "pulling",
         "system": sampler.molecule.name,
         "history": sampler.history,
+        "windows": len(walkers),
+        "set_aside": {campaign.describe(w): k.failure for w, k in walkers.items() if k.failure} if campaign else {},
+        "warnings": warnings or [],
         "command": command,
     }
     write_json(folder / "status.json", plain(content))
 
 
-def read_status(folder: Path) -> dict[str, Any]:
-    """Return the content of status.json.
-
-    Raises
-    ------
-    InputError
-        when there is none, or it cannot be read.
-    """
-    try:
-        content = json.loads((folder / "status.json").read_text())
-    except OSError:
-        raise InputError(f"{folder} holds no run") from None
-    except ValueError:
-        raise InputError(f"{folder / 'status.json'} is damaged") from None
-    if not isinstance(content, dict) or not {"state", "force_evaluations", "budget", "history", "command"} <= set(
-        content
-    ):
-        raise InputError(f"{folder / 'status.json'} is damaged")
-    return content
+def _phase(sampler: ScoreSampler) -> str:
+    campaign = sampler.campaign
+    if campaign is None:
+        return "preparation"
+    if not campaign.plan.rounds:
+        return "estimation"
+    if not campaign.round:
+        return "exploration" if not campaign.plan.explored else "round 1"
+    return f"round {campaign.round}" if campaign.plan.explored else f"round {campaign.round + 1}"
 
 
 # results
@@ -306,40 +352,72 @@ def plain(value: Any) -> Any:
 def save_state(folder: Path, sampler: ScoreSampler) -> None:
     """Save what a run needs to go on after its last finished phase; the JSON is renamed into place last.
 
-    Arrays go into files of their own number, so that a kill in between leaves the previous state whole.
+    Arrays go into files of their own number, so that a kill in between leaves the previous state whole. All of it is on
+    the disk when this returns.
     """
     campaign = sampler.campaign
     assert campaign is not None
     state = folder / "state"
-    number = len(sampler.history)
+    state.mkdir(exist_ok=True)
+    standing = _standing(state)
+    number = standing.get("number", -1) + 1
     shared = campaign.shared
-    levels = [
-        _save_level(_level_folder(state, k), level, number) for k, level in enumerate((campaign, *campaign.hotter))
-    ]
+    temperatures = (campaign, *campaign.hotter)
+    committed = [int(level["n_rounds"]) for level in standing.get("levels", [])] or [0] * len(temperatures)
+    levels = [_save_level(_level_folder(state, k), level, number, committed[k]) for k, level in enumerate(temperatures)]
     campaign.ledger.write(state / f"ledger-{number}.csv")
     if campaign.generator is not None:
         campaign.generator.save(state / f"generator-{number}")
-    content = {
-        "version": STATE_VERSION,
-        "number": number,
-        "seed": sampler.seed,
-        "setup": _setup(sampler),
-        "sampler_seeds": sampler.seeds_spawned,
-        "wall_seconds": sampler.wall_seconds,
-        "history": sampler.history,
-        "round": campaign.round,
-        "plan": asdict(campaign.plan),
-        "ledger_rows": len(campaign.ledger.rows),
-        "cost": asdict(campaign.cost),
-        "trainings": shared.trainings,
-        "rotors": shared.rotors,
-        "has_generator": campaign.generator is not None,
-        "density_error": campaign.density_error,
-        "levels": levels,
-    }
-    write_json(state / "state.json", plain(content))
+    content = plain(
+        {
+            "version": STATE_VERSION,
+            "number": number,
+            "seed": sampler.seed,
+            "setup": _setup(sampler),
+            "platform": campaign.platform.name,
+            "sampler_seeds": sampler.seeds_spawned,
+            "wall_seconds": sampler.wall_seconds,
+            "history": sampler.history,
+            "round": campaign.round,
+            "plan": asdict(campaign.plan),
+            "ledger_rows": len(campaign.ledger.rows),
+            "cost": asdict(campaign.cost),
+            "trainings": shared.trainings,
+            "rotors": shared.rotors,
+            "has_generator": campaign.generator is not None,
+            "density_error": campaign.density_error,
+            "levels": levels,
+        }
+    )
+    content["files"] = _digests(state, content, standing.get("files", {}))
+    content["digest"] = digest(json.dumps(content, sort_keys=True))
+    write_json(state / "state.json", content, durable=True)
     for k in range(len(levels)):
         _remove_older(_level_folder(state, k), number)
+
+
+def _files(state: Path, content: dict[str, Any]) -> Iterator[Path]:
+    """Yield the files that a state's JSON speaks of."""
+    number = content["number"]
+    for k, level in enumerate(content["levels"]):
+        folder = _level_folder(state, k)
+        yield from (folder / f"{name}-{number}.npz" for name in ("chain", "trials", "walkers"))
+        yield from (folder / f"draws-{draw}.npz" for draw in range(level["n_rounds"]))
+    yield state / f"ledger-{number}.csv"
+    if content["has_generator"]:
+        yield from (state / f"generator-{number}" / f"generator.{kind}" for kind in ("json", "safetensors"))
+
+
+def _digests(state: Path, content: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
+    """Flush the files of a state to the disk and return their digests by name; those of older draws are known."""
+    found = {}
+    for path in _files(state, content):
+        name = path.relative_to(state).as_posix()
+        old = known.get(name) if path.name.startswith("draws-") else None
+        found[name] = old or file_digest(path, durable=True)
+    for folder in {path.parent for path in _files(state, content)}:
+        sync_folder(folder)
+    return found
 
 
 def _level_folder(state: Path, k: int) -> Path:
@@ -347,9 +425,11 @@ def _level_folder(state: Path, k: int) -> Path:
     return state / f"hotter_{k}" if k else state
 
 
-def _save_level(folder: Path, campaign: Campaign, number: int) -> dict[str, Any]:
-    """Write the arrays of one temperature, and return what goes into the JSON."""
-    committed = _committed_rounds(folder)
+def _save_level(folder: Path, campaign: Campaign, number: int, committed: int) -> dict[str, Any]:
+    """Write the arrays of one temperature, and return what goes into the JSON.
+
+    committed : rounds whose draws the state that stands in the folder counts on; they are never written again
+    """
     folder.mkdir(exist_ok=True)
     nothing = Frames.empty(campaign.molecule.n_atoms, len(campaign.molecule.cvs))
     Frames.concatenate([nothing, *campaign.chain]).save(folder / f"chain-{number}.npz")
@@ -357,8 +437,8 @@ def _save_level(folder: Path, campaign: Campaign, number: int) -> dict[str, Any]
     for k, draws in enumerate(campaign.rounds):
         if k >= committed:
             draws.frames.save(folder / f"draws-{k}.npz")
-    windows = np.array(sorted(campaign.walkers), dtype=np.int64)
-    walkers = [campaign.walkers[w] for w in windows]
+    windows = np.array(list(campaign.walkers), dtype=np.int64)  # their order decides which is visited first
+    walkers = list(campaign.walkers.values())
     velocities = [np.full_like(w.positions, np.nan) if w.velocities is None else w.velocities for w in walkers]
     with (folder / f"walkers-{number}.npz").open("wb") as file:
         np.savez(
@@ -377,6 +457,7 @@ def _save_level(folder: Path, campaign: Campaign, number: int) -> dict[str, Any]
         "origins": [w.started_from for w in walkers],
         "failures": [w.failure for w in walkers],
         "n_rounds": len(campaign.rounds),
+        "parts": [len(part) for part in campaign.chain],
         "burn_in": campaign.burn_in,
         "learnt_from": campaign.learnt_from,
     }
@@ -386,12 +467,15 @@ def _load_level(folder: Path, campaign: Campaign, number: int, content: dict[str
     """Put one temperature where `_save_level` found it."""
     chain = Frames.load(folder / f"chain-{number}.npz")
     trials = Frames.load(folder / f"trials-{number}.npz")
-    campaign.chain = [chain] if len(chain) else []
+    ends = np.cumsum(content.get("parts", [len(chain)])).tolist()  # sums over parts must round as they did
+    if ends and ends[-1] != len(chain):
+        raise ValueError("the chain has lost frames")
+    campaign.chain = [chain[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
     with np.load(folder / f"walkers-{number}.npz", allow_pickle=False) as arrays:
-        for k, window in enumerate(arrays["windows"]):
-            velocities = arrays["velocities"][k]
+        held = zip(arrays["windows"], arrays["positions"], arrays["velocities"], strict=True)
+        for k, (window, positions, velocities) in enumerate(held):
             campaign.walkers[int(window)] = Walker(
-                arrays["positions"][k],
+                positions,
                 None if np.isnan(velocities).any() else velocities,
                 content["origins"][k],
                 content["failures"][k],
@@ -416,12 +500,12 @@ def _remove_older(folder: Path, number: int) -> None:
                 old.unlink()
 
 
-def _committed_rounds(folder: Path) -> int:
-    """Return how many rounds' draws the state that stands in the folder counts on; they are never written again."""
+def _standing(state: Path) -> dict[str, Any]:
+    """Return the JSON of the state that stands in the folder, or nothing."""
     try:
-        return int(json.loads((folder / "state.json").read_text())["levels"][0]["n_rounds"])
+        return dict(json.loads((state / "state.json").read_text()))
     except FileNotFoundError:
-        return 0
+        return {}
 
 
 def _setup(sampler: ScoreSampler) -> dict[str, Any]:
@@ -450,17 +534,21 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
     state = folder / "state"
     try:
         content = json.loads((state / "state.json").read_text())
-        if content["version"] != STATE_VERSION:
+        version = content["version"]
+        if version not in (OLDER_VERSION, STATE_VERSION):
             raise InputError(
-                f"the state in {state} is of version {content['version']}, this program reads {STATE_VERSION}"
+                f"the state in {state} is of version {version}, this program reads {OLDER_VERSION} and "
+                f"{STATE_VERSION}: use the version of the program that began the run"
             )
         if content["seed"] != sampler.seed:
             raise InputError(f"the run in {folder} has seed {content['seed']}, not {sampler.seed}")
         differing = [key for key, value in _setup(sampler).items() if content["setup"].get(key) != value]
         if differing:
             raise InputError(f"the run in {folder} is of another setup, in its {', '.join(differing)}")
+        if version == STATE_VERSION:
+            _check_digests(state, content)
         number = content["number"]
-        campaign = sampler.new_campaign()
+        campaign = sampler.new_campaign(_platform_here(content.get("platform"), sampler))
         for k, level in enumerate((campaign, *campaign.hotter)):
             _load_level(_level_folder(state, k), level, number, content["levels"][k])
         shared = campaign.shared
@@ -478,3 +566,23 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
         raise
     except DAMAGE as error:
         raise InputError(f"the state in {state} is damaged: {one_line(error)}") from None
+
+
+def _check_digests(state: Path, content: dict[str, Any]) -> None:
+    """Raise `ValueError` for a state of which a file, or the JSON, is not what was written."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    if digest(json.dumps(rest, sort_keys=True)) != content["digest"]:
+        raise ValueError("state.json is not what was written")
+    for path in _files(state, content):
+        name = path.relative_to(state).as_posix()
+        if file_digest(path) != content["files"][name]:
+            raise ValueError(f"{name} is not what was written")
+
+
+def _platform_here(name: str | None, sampler: ScoreSampler) -> str | None:
+    """Return the platform that a run has been on if it is here too."""
+    here = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
+    if name is None or name in here:
+        return name
+    sampler.progress(f"the run was on the platform {name}, which is not here: it goes on with the fastest there is")
+    return None

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from operator import index
 from typing import Any
 
@@ -24,6 +25,7 @@ from .generator import Generator, Samples
 from .hidden import HiddenStates
 from .importance import Draws, effective_sample_size, pareto_shape
 from .inject import metropolis_chain
+from .journal import Journal, JournalExecutor
 from .lifting import Lifted, ScoreLifting
 from .mbar import mbar_free_energies
 from .options import SamplerOptions
@@ -77,8 +79,9 @@ class ScoreSampler:
         to start from, from any trajectory of the molecule (a hot one, say): of those nearest to a window the closest
         to its centre. They are equilibrated there and are in no estimate
     progress : called with one line of text now and then
-    on_round : called with this sampler after the exploration and after every round
+    on_round : called with this sampler before the exploration, after it, and after every round
     on_set_aside : called with a `Segment` that was given up, the reason and the temperature in K, see `save_failed`
+    journal : where the results of the units of a phase are kept until `on_round` has saved what came of them
 
     Attributes
     ----------
@@ -107,6 +110,7 @@ class ScoreSampler:
         progress: Callable[[str], None] | None = None,
         on_round: Callable[[ScoreSampler], None] | None = None,
         on_set_aside: Callable[[Segment, str, float], None] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         if not isinstance(simulation, MolecularSystem | app.Simulation):
             raise InputError(f"an openmm.app.Simulation is needed, got {type(simulation).__name__}")
@@ -132,7 +136,7 @@ class ScoreSampler:
             )
         if generator is not None:
             refuse_unfit(generator, self.molecule, self.options)
-        self.progress, self.on_round = progress or (lambda line: None), on_round
+        self.progress, self.on_round, self.journal = progress or (lambda line: None), on_round, journal
         self._given_executor, self._given_generator = executor, generator
         shape = self.molecule.positions.shape
         self._starts = (
@@ -181,9 +185,11 @@ class ScoreSampler:
             self.campaign.plan.end = cost + budget
         else:
             self.campaign.plan = Plan(cost + budget, int(budget * o.explore_share), o.rounds)
+            self._clock = time.perf_counter()
+            self._tell()
         self._clock = time.perf_counter()
         with self._executor() as executor, one_thread():
-            self.campaign.work_on(executor, max(1, self.workers))
+            self.campaign.work_on(executor, max(1, self.workers), self.journal)
             try:
                 while self.campaign.plan.rounds:
                     self._round(target_error)
@@ -315,9 +321,12 @@ class ScoreSampler:
         if self.on_round is not None:
             self.on_round(self)
 
-    def new_campaign(self) -> Campaign:
-        """Return the state of a run that has not begun."""
-        campaign = Campaign(self.molecule, self.options, self._seeds.spawn(1)[0], self.progress, platform=self.platform)
+    def new_campaign(self, platform: str | None = None) -> Campaign:
+        """Return the state of a run that has not begun; on the platform given, or else as this sampler was told."""
+        chosen = self.platform
+        if platform is not None:
+            chosen = replace(chosen or PlatformOptions(), name=platform)
+        campaign = Campaign(self.molecule, self.options, self._seeds.spawn(1)[0], self.progress, platform=chosen)
         if self.on_set_aside is not None:
             campaign.on_set_aside = self.on_set_aside
         campaign.shared.generator = self._given_generator
@@ -587,8 +596,7 @@ class ScoreSampler:
 
     @contextlib.contextmanager
     def _executor(self) -> Iterator[Executor]:
-        if self._given_executor is not None:
-            yield self._given_executor
-        else:
-            with make_executor(self.workers) as executor:
-                yield executor
+        with contextlib.ExitStack() as stack:
+            given = self._given_executor
+            executor = stack.enter_context(make_executor(self.workers)) if given is None else given
+            yield executor if self.journal is None else JournalExecutor(executor, self.journal)

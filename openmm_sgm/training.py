@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from .diffusion import SIGMA_MAX, SIGMA_MIN, ScoreModel, training_loss
 from .frames import Selection
 from .generator import Generator
 from .networks import NetworkOptions, ScoreNetwork
+from .records import RecordError, digest, read_record, write_record
 from .representation import Representation, fit_representation
 from .symmetry import permuted
 from .system import MolecularSystem
@@ -22,10 +24,19 @@ from .units import thermal_energy
 from .windows import WindowGrid
 from .zmatrix import ZMatrix
 
-__all__ = ["LevelFrames", "TrainingOptions", "TrainingResult", "TrainingSet", "build_training_set", "train"]
+__all__ = [
+    "Checkpoint",
+    "LevelFrames",
+    "TrainingOptions",
+    "TrainingResult",
+    "TrainingSet",
+    "build_training_set",
+    "train",
+]
 
 CHUNK = 4096
 """Frames whose biases in all windows are computed at once."""
+CHECKPOINT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,22 @@ class TrainingResult:
     held_out: list[tuple[int, float]]
     steps: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training saves itself, so that it goes on bit for bit where it was killed, or is found to be done.
+
+    Attributes
+    ----------
+    folder : holds one file for each training, named by a digest of its data, options and seed; made when needed
+    stopping : asked after every step; when it returns True the training is saved and `KeyboardInterrupt` raised
+    seconds : between two saves; how often has no influence on the result
+    """
+
+    folder: Path
+    stopping: Callable[[], bool] = lambda: False
+    seconds: float = CHECKPOINT_SECONDS
 
 
 def build_training_set(
@@ -196,6 +223,70 @@ def _draw_rows(level: LevelFrames, rng: np.random.Generator) -> tuple[np.ndarray
     return chosen, grid.centers[known][np.minimum(picks, len(known) - 1)]
 
 
+@dataclass
+class _Fit:
+    """A training on its way: everything that the next step depends on, and the best weights so far."""
+
+    network: ScoreNetwork
+    average: ScoreNetwork
+    best: ScoreNetwork
+    optimiser: torch.optim.Adam
+    schedule: torch.optim.lr_scheduler.CosineAnnealingLR
+    source: torch.Generator
+    best_loss: float
+    history: list[tuple[int, float]]
+    worse: int = 0
+    step: int = 0
+    done: bool = False
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write all of it, atomically, without code."""
+        arrays = {"source": self.source.get_state().numpy()}
+        for name in ("network", "average", "best"):
+            weights = getattr(self, name).state_dict()
+            arrays |= {f"{name}.{key}": value.numpy() for key, value in weights.items()}
+        adam = self.optimiser.state_dict()["state"]
+        arrays |= {f"adam.{k}.{key}": value.numpy() for k, own in adam.items() for key, value in own.items()}
+        schedule = self.schedule.state_dict()
+        content = {
+            "schedule": {key: value for key, value in schedule.items() if not callable(value)},
+            "learning_rates": [group["lr"] for group in self.optimiser.param_groups],
+            **{name: getattr(self, name) for name in _NUMBERS},
+        }
+        path.parent.mkdir(exist_ok=True)
+        write_record(path, arrays, content)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote; without a file, or with one that is damaged, nothing changes."""
+        try:
+            arrays, content = read_record(path)
+        except (FileNotFoundError, RecordError):
+            return
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+        def named(prefix: str) -> dict[str, torch.Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        for name in ("network", "average", "best"):
+            getattr(self, name).load_state_dict(named(f"{name}."))
+        adam: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in named("adam.").items():
+            k, _, name = key.partition(".")
+            adam.setdefault(int(k), {})[name] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": adam})
+        for group, rate in zip(self.optimiser.param_groups, content["learning_rates"], strict=True):
+            group["lr"] = rate
+        self.schedule.load_state_dict(content["schedule"])
+        self.source.set_state(tensors["source"])
+        for name in _NUMBERS:
+            setattr(self, name, content[name])
+        self.history = [(int(step), float(loss)) for step, loss in content["history"]]
+
+
+_NUMBERS = ("best_loss", "history", "worse", "step", "done", "seconds")
+
+
 def train(
     data: TrainingSet,
     *,
@@ -204,10 +295,12 @@ def train(
     seed: int,
     previous: Generator | None = None,
     ode_steps: int = 10,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainingResult:
     """Fit the score network by denoising and force-informed score matching (README, "How it works", 3).
 
-    The weights of `previous` are the start where its representation has the same coordinates.
+    The weights of `previous` are the start where its representation has the same coordinates. With a `checkpoint` a
+    training that was killed goes on where it was, with the same result.
     """
     started = time.perf_counter()
     representation = data.representation
@@ -244,11 +337,18 @@ def train(
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps)
     average = copy.deepcopy(network).requires_grad_(False)
+    first = held_out_loss(average)
+    fit = _Fit(network, average, copy.deepcopy(average), optimiser, schedule, source, first, [(0, first)])
     pairs = ([p.detach() for p in average.parameters()], [p.detach() for p in network.parameters()])
-    best, best_loss, history = copy.deepcopy(average), held_out_loss(average), []
-    history.append((0, best_loss))
-    worse, step = 0, 0
-    for step in range(1, options.steps + 1):
+    path = None
+    if checkpoint is not None:
+        before = previous.to_bytes() if previous is not None else None
+        same = data.z, data.gradients, data.label_features, data.group, options, network_options, seed, before
+        path = checkpoint.folder / f"{digest(*same)}.training"
+        fit.load(path)
+    saved = time.perf_counter()
+    while fit.step < options.steps and not fit.done:
+        fit.step += 1
         rows = kept[torch.randint(len(kept), (options.batch_size,), generator=source)]
         sigma = _noise_levels(options.batch_size, source)
         noise = torch.randn(options.batch_size, z.shape[1], generator=source)
@@ -258,18 +358,25 @@ def train(
         torch.nn.utils.clip_grad_norm_(network.parameters(), options.gradient_clip)
         optimiser.step()
         schedule.step()
-        torch._foreach_lerp_(pairs[0], pairs[1], 1 - min(options.ema, (step + 1) / (step + 10)))
-        if step % options.check_every == 0 or step == options.steps:
+        torch._foreach_lerp_(pairs[0], pairs[1], 1 - min(options.ema, (fit.step + 1) / (fit.step + 10)))
+        if fit.step % options.check_every == 0 or fit.step == options.steps:
             value = held_out_loss(average)
-            history.append((step, value))
-            if value < best_loss or not len(out):
-                best, best_loss, worse = copy.deepcopy(average), value, 0
+            fit.history.append((fit.step, value))
+            if value < fit.best_loss or not len(out):
+                fit.best, fit.best_loss, fit.worse = copy.deepcopy(average), value, 0
             else:
-                worse += 1
-                if worse >= options.patience:
-                    break
-    generator = Generator(representation, best.eval(), ode_steps)
-    return TrainingResult(generator, history, step, time.perf_counter() - started)
+                fit.worse += 1
+                fit.done = fit.worse >= options.patience
+        fit.done |= fit.step == options.steps
+        if checkpoint is not None and path is not None:
+            stopping, now = checkpoint.stopping(), time.perf_counter()
+            if fit.done or stopping or now - saved >= checkpoint.seconds:
+                fit.seconds, started, saved = fit.seconds + now - started, now, now
+                fit.save(path)
+            if stopping:
+                raise KeyboardInterrupt
+    generator = Generator(representation, fit.best.eval(), ode_steps)
+    return TrainingResult(generator, fit.history, fit.step, fit.seconds + time.perf_counter() - started)
 
 
 def _noise_levels(n: int, source: torch.Generator) -> torch.Tensor:

@@ -584,7 +584,8 @@ def test_status_of_a_finished_run(finished: FinishedRun, capfd: pytest.CaptureFi
     assert first == f"finished: {result['force_evaluations']['total']:,} of {BUDGET:,} force evaluations"
     warnings = [line for line in stages if line.startswith("warning: ")]
     assert warnings == [f"warning: {text}" for text in find_warnings(finished.folder)]
-    stages = stages[: len(stages) - len(warnings)]
+    *stages, windows = stages[: len(stages) - len(warnings)]
+    assert re.fullmatch(r"  \d+ windows, 0 set aside", windows)
     assert [line.strip().partition(":")[0] for line in stages] == STAGES
     assert "acceptance" not in stages[0]
     assert all("acceptance" in line and "kJ/mol" in line for line in stages[1:])
@@ -778,8 +779,9 @@ def test_status_of_a_killed_run(system: Path, tmp_path: Path, capfd: pytest.Capt
         assert main(run_arguments(system, output)) == 130
     capfd.readouterr()
     assert main(["status", str(killed)]) == 0
-    first, exploration, last = capfd.readouterr().out.splitlines()
-    assert re.match(r"running: [\d,]+ of 8,000 force evaluations", first)
+    first, phase, exploration, _, last = capfd.readouterr().out.splitlines()
+    assert re.match(r"killed: [\d,]+ of 8,000 force evaluations", first)
+    assert re.match(r"  in round 1, [\d,]+ results since the last save, the latest \d+ s ago", phase)
     assert exploration.strip().startswith("exploration: ")
     assert last == "to continue: " + shlex.join(["openmm-sgm", *run_arguments(system, output), "--resume"])
     assert main(run_arguments(system, killed, "--resume")) == 0

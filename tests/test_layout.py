@@ -12,6 +12,8 @@ FOLDER = Path(__file__).resolve().parents[1] / PACKAGE
 
 ORDER = (
     "units",
+    "records",
+    "status",
     "frames",
     "cvs",
     "diffusion_maps",
@@ -45,6 +47,7 @@ ORDER = (
     "diffusion",
     "generator",
     "training",
+    "journal",
     "lifting",
     "inject",
     "importance",

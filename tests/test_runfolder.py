@@ -31,6 +31,7 @@ from test_cli import (
 
 from openmm_sgm.cli import main
 from openmm_sgm.generator import Generator
+from openmm_sgm.records import digest
 from openmm_sgm.runfolder import _untrusted_bins, load_state, save_state, write_results
 from openmm_sgm.sampler import DOUBT, ScoreSampler
 from openmm_sgm.system_file import load_system
@@ -325,7 +326,8 @@ def test_loaded_state_has_the_same_walkers_and_cost(finished: FinishedRun) -> No
     assert new is not None
     assert dataclasses.asdict(new.cost) == dataclasses.asdict(old.cost)
     assert (new.round, new.density_error, new.shared.rotors) == (old.round, old.density_error, old.shared.rotors)
-    assert list(new.walkers) == sorted(old.walkers)
+    assert list(new.walkers) == list(old.walkers), "their order decides which is visited first"
+    assert [len(part) for part in new.chain] == [len(part) for part in old.chain if len(part)]
     for window, walker in new.walkers.items():
         for field in dataclasses.fields(walker):
             value, expected = getattr(walker, field.name), getattr(old.walkers[window], field.name)
@@ -343,8 +345,10 @@ def _next_seed(seed: np.random.SeedSequence) -> np.random.SeedSequence:
 def test_saved_again_the_state_is_the_same(finished: FinishedRun, tmp_path: Path) -> None:
     sampler = new_sampler(finished.system)
     load_state(finished.folder, sampler)
-    save_state(tmp_path, sampler)
     old, new = finished.folder / "state", tmp_path / "state"
+    new.mkdir()
+    (new / "state.json").write_text('{"number": 3}')  # the next save has the next number
+    save_state(tmp_path, sampler)
     assert json.loads((new / "state.json").read_text()) == json.loads((old / "state.json").read_text())
     names = sorted(str(path.relative_to(old)) for path in old.rglob("*"))
     assert sorted(str(path.relative_to(new)) for path in new.rglob("*")) == names
@@ -387,9 +391,15 @@ def cut(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
+def sealed(content: dict[str, Any]) -> str:
+    """Return a state's JSON with the digest that fits it: what is wrong is then in the content alone."""
+    content.pop("digest", None)
+    return json.dumps(content | {"digest": digest(json.dumps(content, sort_keys=True))})
+
+
 def change_state(folder: Path, **changes: Any) -> None:
     path = folder / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(sealed(json.loads(path.read_text()) | changes))
 
 
 def change_levels(folder: Path, **changes: Any) -> None:
@@ -401,7 +411,7 @@ def forget(folder: Path, key: str) -> None:
     path = folder / "state.json"
     content = json.loads(path.read_text())
     del content[key]
-    path.write_text(json.dumps(content))
+    path.write_text(sealed(content))
 
 
 def spoil_header(path: Path) -> None:
@@ -442,6 +452,43 @@ def test_damaged_state_is_refused(damage: str, finished: FinishedRun, copied: Pa
         load_state(copied, new_sampler(finished.system))
     assert len(str(caught.value).splitlines()) == 1
     assert snapshot(copied) == before
+
+
+def test_state_of_the_version_before_is_read(finished: FinishedRun, copied: Path) -> None:
+    """It had no digests, no platform and no lengths of the chain's parts; what it held is taken over."""
+    path = copied / "state" / "state.json"
+    content = json.loads(path.read_text())
+    for key in ("digest", "files", "platform"):
+        del content[key]
+    for level in content["levels"]:
+        del level["parts"]
+    path.write_text(json.dumps(content | {"version": 1}))
+    sampler = new_sampler(finished.system)
+    load_state(copied, sampler)
+    old, new = finished.sampler.campaign, sampler.campaign
+    assert old is not None
+    assert new is not None
+    np.testing.assert_array_equal(new.chain[0].positions, np.concatenate([part.positions for part in old.chain]))
+    np.testing.assert_array_equal(sampler.surface().free_energy, finished.sampler.surface().free_energy)
+    save_state(copied, sampler)
+    load_state(copied, new_sampler(finished.system))
+    assert json.loads(path.read_text())["version"] == 2
+
+
+@pytest.mark.parametrize("name", ["state.json", "chain-4.npz", "walkers-4.npz", "draws-1.npz", "ledger-4.csv"])
+def test_any_flipped_bit_of_the_state_is_refused(name: str, finished: FinishedRun, copied: Path) -> None:
+    """Seen to fail without the digests: a digit of the ledger or of the JSON was taken over as it stood."""
+    path = copied / "state" / name
+    whole = path.read_bytes()
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        spoilt = bytearray(whole)
+        spoilt[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(spoilt)
+        with pytest.raises(InputError):
+            load_state(copied, new_sampler(finished.system))
+    path.write_bytes(whole)
+    load_state(copied, new_sampler(finished.system))
 
 
 def test_state_without_its_generator_is_refused(finished: FinishedRun, copied: Path) -> None:
