@@ -13,8 +13,9 @@ import mdtraj
 import numpy as np
 import openmm
 from openmm import app, unit
+from scipy.spatial.transform import Rotation
 
-from .cvs import CollectiveVariable, Position, as_cvs
+from .cvs import CollectiveVariable, ExpressionCV, Position, as_cvs
 from .units import InputError, strip_units
 
 __all__ = ["MolecularSystem", "bin_counts", "check_supported"]
@@ -276,6 +277,21 @@ class MolecularSystem:
                     f"CV '{cv.name}' is {value:.6g} by mdtraj and {force_value:.6g} by its OpenMM force; "
                     "both must give the same number"
                 )
+            if not self.tied and isinstance(cv, ExpressionCV):
+                self._check_invariant(cv, k, context, energy)
+
+    def _check_invariant(self, cv: CollectiveVariable, k: int, context: openmm.Context, energy: Any) -> None:
+        """Refuse an expression that changes when the molecule in free space is moved and turned."""
+        turn = Rotation.from_rotvec([0.7, -0.4, 1.1]).as_matrix()
+        context.setPositions(self.positions @ turn.T + np.array([0.3, -0.2, 0.5]))
+        moved = context.getState(energy=True, groups={k}).getPotentialEnergy()
+        change = cv.difference(*(e.value_in_unit(unit.kilojoule_per_mole) for e in (moved, energy)))
+        context.setPositions(self.positions)
+        if not abs(change) <= 1e-6:
+            raise InputError(
+                f"CV '{cv.name}' changes when the molecule is moved and turned, by {float(change):.3g}: build it of "
+                "distances, or tie the system to a place with a CustomExternalForce"
+            )
 
     def _check_start(self) -> None:
         """Refuse a start outside the range of a CV."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from fast_slow import KT, SYSTEMS, FastSlow
+from fast_slow import KT, SYSTEMS, FastSlow, fast_of
 from scipy import stats
 
 import openmm_sgm as sgm
@@ -31,12 +31,6 @@ def sampled(request: pytest.FixtureRequest) -> tuple[FastSlow, sgm.ScoreSampler]
     sampler = sgm.ScoreSampler(molecule, seed=3, workers=0, options=options)
     sampler.run(80_000 if ladder else 20_000)
     return known, sampler
-
-
-def fast_values(known: FastSlow, positions: np.ndarray) -> np.ndarray:
-    if known.name == "three_atoms":
-        return np.linalg.norm(positions[:, 0] - positions[:, 1], axis=1)
-    return positions[:, -1, 1]
 
 
 def labels_of(sampler: sgm.ScoreSampler) -> np.ndarray:
@@ -81,7 +75,7 @@ def test_lifted_configurations_have_the_conditional_law(sampled: tuple[FastSlow,
             refused += 1
             continue
         for drawn, grid, law in (
-            (fast_values(known, positions), known.fast, known.fast_distribution(label, constant)),
+            (fast_of(known.name, positions), known.fast, known.fast_distribution(label, constant)),
             (sampler.generator.restrict(positions)[name], known.slow, known.slow_distribution(label, constant)),
         ):
             p_values.append(stats.kstest(drawn, lambda v, g=grid, c=law: np.interp(v, g, c)).pvalue)
@@ -102,7 +96,7 @@ def test_both_modes_are_there_with_their_weights(sampled: tuple[FastSlow, sgm.Sc
         pytest.skip("one mode")
     estimate = sampler.estimate()
     samples = estimate.samples.take()
-    x, up = samples.cvs[:, 0], fast_values(known, samples.positions) > 0
+    x, up = samples.cvs[:, 0], fast_of(known.name, samples.positions) > 0
     z = []
     for low, high in ((-0.9, -0.5), (-0.5, -0.2), (-0.2, 0.2), (0.2, 0.5), (0.5, 0.9)):
         inside = (x >= low) & (x < high)

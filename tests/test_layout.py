@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parents[1] / PACKAGE
 ORDER = (
     "units",
     "frames",
+    "expressions",
     "cvs",
     "diffusion_maps",
     "features",
