@@ -158,6 +158,7 @@ class Campaign:
             friction_per_ps=molecule.friction_per_ps,
             platform=self.platform.name,
             platform_properties=self.platform.properties,
+            integrator=molecule.integrator,
         )
         self.z_matrix = _z_matrix(molecule)
         self.chirality = Chirality.of(molecule.positions, molecule.bonds)

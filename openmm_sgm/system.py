@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from .cvs import CollectiveVariable, ExpressionCV, Position, as_cvs
 from .units import InputError, strip_units
+from .velocities import INTEGRATORS, IntegratorKind
 
 __all__ = ["MolecularSystem", "bin_counts", "check_supported"]
 
@@ -54,6 +55,7 @@ class MolecularSystem:
     cvs : one to three collective variables
     temperature_k, time_step_fs, friction_per_ps : of the dynamics
     bins : per CV, bins of a surface; empty stands for 36 for a periodic CV and 40 for another
+    integrator : "langevin_middle" or "brownian"
 
     Raises
     ------
@@ -70,6 +72,7 @@ class MolecularSystem:
     time_step_fs: float = 2.0
     friction_per_ps: float = DEFAULT_FRICTION_PER_PS
     bins: tuple[int, ...] = ()
+    integrator: IntegratorKind = "langevin_middle"
 
     def __post_init__(self) -> None:
         def put(field: str, value: Any) -> None:
@@ -92,6 +95,8 @@ class MolecularSystem:
             if not (np.isfinite(value) and value > 0):
                 raise InputError(f"{field} must be positive and finite, got {value}")
             put(field, value)
+        if self.integrator not in INTEGRATORS:
+            raise InputError(f"the integrator must be one of {', '.join(INTEGRATORS)}, got {self.integrator!r}")
         put("system", _without_andersen(self.system))
         self._check_cvs_agree()
         self._check_start()
@@ -107,8 +112,9 @@ class MolecularSystem:
         """Return the system of a user's `Simulation`, which is read and not changed.
 
         Positions and context parameters are the context's current ones, time step and friction the integrator's (an
-        integrator without friction stands for 1/ps). The temperature comes from the integrator or an
-        AndersenThermostat, and must be given where neither has one.
+        integrator without friction stands for 1/ps). A BrownianIntegrator stands for itself, any other for a
+        LangevinMiddleIntegrator. The temperature comes from the integrator or an AndersenThermostat, and must be given
+        where neither has one.
 
         Raises
         ------
@@ -147,6 +153,7 @@ class MolecularSystem:
             time_step_fs=time_step,
             friction_per_ps=strip_units(friction(), unit.picosecond**-1) if friction else DEFAULT_FRICTION_PER_PS,
             bins=bin_counts(bins, cvs),
+            integrator="brownian" if isinstance(integrator, openmm.BrownianIntegrator) else "langevin_middle",
         )
 
     @property

@@ -145,7 +145,7 @@ def test_a_tied_system_is_not_centred() -> None:
 
 @pytest.mark.parametrize("fast_slow", SYSTEMS, ids=lambda s: s.name)
 def test_closed_forms_are_of_the_potential_that_openmm_has(fast_slow: FastSlow) -> None:
-    """Energies at random points: OpenMM's own expressions in system.xml against the numpy ones, with maps and volumes."""
+    """Energies at random points: OpenMM's own expressions in system.xml against the numpy ones, maps included."""
     system = openmm.XmlSerializer.deserialize((REPOSITORY / "systems" / fast_slow.name / "system.xml").read_text())
     context = reference_context(system)
     rng, n = np.random.default_rng(5), system.getNumParticles()
