@@ -35,7 +35,8 @@ from .zmatrix import ZMatrix, build_z_matrix
 __all__ = ["Campaign", "Cost", "Plan", "Walker", "refuse_unfit"]
 
 MOST_INJECTED = 100
-"""States of a window's chain that are kept of one round's Metropolis tests; more are thinned."""
+"""States of a window's chain that are kept of one round's Metropolis tests; more are thinned. Where weights cannot be
+trusted the chain is all that estimates have of a window: at least as many as were accepted are kept there."""
 DENSITY_FRAMES = 256
 ROUGH_KT = 0.5
 """Added to the standard error of free energies from a few trials."""
@@ -418,6 +419,10 @@ class Campaign:
         row_of[np.isfinite(log_weights)] = np.arange(len(frames))
         verdicts = np.empty(len(log_weights), dtype=object)
         injected = []
+        drawn = np.zeros(len(self.grid.centers), dtype=np.int64)
+        drawn[windows] = counts
+        self.rounds.append(Draws(frames, drawn))
+        trusted = self.draw_weights().trusted
         for k, window in enumerate(windows):
             proposals = log_weights[ends[k] - counts[k] : ends[k]]
             accepted, state = metropolis_chain(here[k], proposals, rng)
@@ -425,7 +430,10 @@ class Campaign:
             self.acceptance[window] = accepted.mean()
             self.ess[window] = effective_sample_size(proposals)
             stays = np.where(state >= 0, row_of[ends[k] - counts[k] + state], len(frames) + k)
-            injected.append(stays[:: -(-len(stays) // MOST_INJECTED)])
+            every = -(-len(stays) // MOST_INJECTED)
+            if not trusted[window] and accepted.any():
+                every = min(every, len(stays) // int(accepted.sum()))
+            injected.append(stays[::every])
             if accepted.any():
                 self.walkers[window] = Walker(frames.positions[stays[-1]], None, self.walkers[window].started_from)
         submit(verdicts)
@@ -433,9 +441,6 @@ class Campaign:
         self.chain.append(
             replace(states, log_weights=np.zeros(len(states)), source=np.full(len(states), INJECTED, dtype=np.int8))
         )
-        drawn = np.zeros(len(self.grid.centers), dtype=np.int64)
-        drawn[windows] = counts
-        self.rounds.append(Draws(frames, drawn))
 
     def _last_frames(self, windows: np.ndarray) -> Frames:
         """Return the last frame of each window's simulation, which is what its walker holds after MD."""
