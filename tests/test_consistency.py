@@ -105,6 +105,8 @@ if __name__ == "__main__":
             warnings.simplefilter("always")
             rows = [compare(made, label) for label in labels]
         warned = any(issubclass(w.category, sgm.ExtrapolationWarning) for w in caught)
-        cells = [f"{row['frames']:.0f} | {row['distance']:.2f} ({row['floor']:.2f}) | {row['shift']:+.2f} | {row['width']:.2f}" for row in rows]  # fmt: skip
-        for label, cell in zip(labels, cells, strict=True):
+        shown = (
+            "{frames:.0f} | {distance:.2f} ({floor:.2f}) | {shift:+.2f} | {width:.2f}".format(**row) for row in rows
+        )
+        for label, cell in zip(labels, shown, strict=True):
             print(f"| {where} (s = {label:g}) | {cell} | {'yes' if warned else 'no'} |")

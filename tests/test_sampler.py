@@ -154,7 +154,7 @@ def test_all_accepted_states_count_where_weights_cannot_be_trusted(
 ) -> None:
     """A window whose early draws have a heavy tail is not thinned to a hundred states for it.
 
-    Seen to fail with all windows thinned alike.
+    Fails with all windows thinned alike.
     """
     campaign = copy.deepcopy(sampler.campaign)
     assert campaign is not None
