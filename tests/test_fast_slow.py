@@ -19,6 +19,7 @@ SMALL = sgm.SamplerOptions(
 HOT = (500.0, 1000.0, 2000.0)
 LADDER = {"bimodal": HOT, "muller_brown": HOT}
 """Where the fast variable has two modes, which no window leaves by itself."""
+BUDGET = {"bimodal": 80_000, "muller_brown": 80_000, "s_shape": 40_000}
 LABELS, DRAWS = 50, 150
 
 
@@ -29,7 +30,7 @@ def sampled(request: pytest.FixtureRequest) -> tuple[FastSlow, sgm.ScoreSampler]
     ladder = LADDER.get(known.name, ())
     options = sgm.SamplerOptions(**{**vars(SMALL), "ladder": ladder})
     sampler = sgm.ScoreSampler(molecule, seed=3, workers=0, options=options)
-    sampler.run(80_000 if ladder else 20_000)
+    sampler.run(BUDGET.get(known.name, 20_000))
     return known, sampler
 
 
@@ -85,7 +86,7 @@ def test_lifted_configurations_have_the_conditional_law(sampled: tuple[FastSlow,
             allowed.append(0.02 * exact.std() + np.mean(scatter) + 4 * np.std(scatter))
     assert refused <= 0.1 * LABELS
     assert np.mean(np.array(p_values) > 0.01) >= 0.95
-    assert np.mean(np.array(distances) < np.array(allowed)) >= (0.95 if known.name == "muller_brown" else 0.98)
+    assert np.mean(np.array(distances) < np.array(allowed)) >= 0.95
 
 
 def test_both_modes_are_there_with_their_weights(sampled: tuple[FastSlow, sgm.ScoreSampler]) -> None:
