@@ -21,6 +21,7 @@ _PUBLIC = {
         "ContactNumber",
         "CustomCV",
         "Distance",
+        "ExpressionCV",
         "Position",
         "RadiusOfGyration",
         "Torsion",

@@ -36,7 +36,8 @@ from .zmatrix import ZMatrix, build_z_matrix
 __all__ = ["Campaign", "Cost", "Plan", "Walker", "refuse_unfit"]
 
 MOST_INJECTED = 100
-"""States of a window's chain that are kept of one round's Metropolis tests; more are thinned."""
+"""States of a window's chain that are kept of one round's Metropolis tests; more are thinned. Where weights cannot be
+trusted the chain is all that estimates have of a window: at least as many as were accepted are kept there."""
 DENSITY_FRAMES = 256
 ROUGH_KT = 0.5
 """Added to the standard error of free energies from a few trials."""
@@ -176,6 +177,7 @@ class Campaign:
             friction_per_ps=molecule.friction_per_ps,
             platform=self.platform.name,
             platform_properties=self.platform.properties,
+            integrator=molecule.integrator,
         )
         self.z_matrix = _z_matrix(molecule)
         self.chirality = Chirality.of(molecule.positions, molecule.bonds)
@@ -449,16 +451,22 @@ class Campaign:
         verdicts = np.empty(len(log_weights), dtype=object)
         injected = []
         drawn = np.zeros(len(self.grid.centers), dtype=np.int64)
+        known = ~np.isnan(log_weights)
+        drawn[windows] = [known[end - count : end].sum() for end, count in zip(ends, counts, strict=True)]
+        self.rounds.append(Draws(frames, drawn))
+        trusted = self.draw_weights().trusted
         for k, window in enumerate(windows):
             proposals = log_weights[ends[k] - counts[k] : ends[k]]
-            known = ~np.isnan(proposals)
             accepted, state = metropolis_chain(here[k], proposals, rng)  # never accepts what is not known
             verdicts[ends[k] - counts[k] : ends[k]] = np.where(accepted, "accepted", "rejected")
-            drawn[window] = known.sum()
-            self.acceptance[window] = accepted[known].mean() if known.any() else np.nan
-            self.ess[window] = effective_sample_size(proposals[known]) if known.any() else np.nan
+            sound = known[ends[k] - counts[k] : ends[k]]
+            self.acceptance[window] = accepted[sound].mean() if sound.any() else np.nan
+            self.ess[window] = effective_sample_size(proposals[sound]) if sound.any() else np.nan
             stays = np.where(state >= 0, row_of[ends[k] - counts[k] + state], len(frames) + k)
-            injected.append(stays[:: -(-len(stays) // MOST_INJECTED)])
+            every = -(-len(stays) // MOST_INJECTED)
+            if not trusted[window] and accepted.any():
+                every = min(every, len(stays) // int(accepted.sum()))
+            injected.append(stays[::every])
             if accepted.any():
                 self.walkers[window] = Walker(frames.positions[stays[-1]], None, self.walkers[window].started_from)
         submit(verdicts)
@@ -466,7 +474,6 @@ class Campaign:
         self.chain.append(
             replace(states, log_weights=np.zeros(len(states)), source=np.full(len(states), INJECTED, dtype=np.int8))
         )
-        self.rounds.append(Draws(frames, drawn))
 
     def _last_frames(self, windows: np.ndarray) -> Frames:
         """Return the last frame of each window's simulation, which is what its walker holds after MD."""

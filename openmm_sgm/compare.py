@@ -172,7 +172,7 @@ def _setup(
         "cvs": [[cv.name, type(cv).__name__, list(cv.atoms), cv.unit, cv.minimum, cv.maximum] for cv in molecule.cvs],
         "bins": list(molecule.bins),
         "windows": [[cv.windows, cv.force_constant] for cv in molecule.cvs],
-        "dynamics": [molecule.temperature_k, molecule.time_step_fs, molecule.friction_per_ps],
+        "dynamics": [molecule.temperature_k, molecule.time_step_fs, molecule.friction_per_ps, molecule.integrator],
         "budgets": list(budgets),
         "workers": workers,
         "options": asdict(options or SamplerOptions()),

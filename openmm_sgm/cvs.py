@@ -17,6 +17,7 @@ import openmm
 from openmm import unit as units
 from openmm.app.metadynamics import BiasVariable
 
+from .expressions import Expression
 from .units import InputError, strip_units
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ContactNumber",
     "CustomCV",
     "Distance",
+    "ExpressionCV",
     "Position",
     "RadiusOfGyration",
     "Torsion",
@@ -460,6 +462,69 @@ class ContactNumber(CollectiveVariable):
         return (1 / (1 + (distances / self.cutoff) ** 6)).sum(axis=1)
 
 
+class ExpressionCV(CollectiveVariable):
+    """An algebraic expression of the coordinates of its atoms, x1, y1, z1 of the first and so on, in nm.
+
+    >>> ExpressionCV("angle", (0,), "atan2(y1, x1)", -1.5, 1.5, unit="rad")
+
+    In free space it must not change when the molecule is moved or turned.
+
+    Parameters
+    ----------
+    expression : in OpenMM's notation, see `expressions.Expression`
+    """
+
+    def __init__(
+        self,
+        name: str,
+        atoms: Iterable[int],
+        expression: str,
+        minimum: Any = None,
+        maximum: Any = None,
+        *,
+        unit: Unit = "",
+        period: Any = None,
+        windows: int | None = None,
+        force_constant: Any = None,
+    ) -> None:
+        super().__init__(
+            name,
+            atoms,
+            unit,
+            period=period,
+            minimum=minimum,
+            maximum=maximum,
+            windows=windows,
+            force_constant=force_constant,
+        )
+        _require_count(self, 1, or_more=True)
+        variables = [f"{axis}{k + 1}" for k in range(len(self.atoms)) for axis in "xyz"]
+        try:
+            self.expression = Expression(expression, variables)
+        except InputError as error:
+            raise InputError(f"CV '{name}': {error}") from None
+        taken = self.expression.defined & {"cv_value", "wrapped", "delta"}
+        if taken:
+            raise InputError(f"CV '{name}': the expression must not define {', '.join(sorted(taken))}")
+
+    def force(self) -> openmm.Force:
+        return self._compound(self.expression.text)
+
+    def bias_force(self, prefix: str) -> openmm.Force:
+        bias = self._compound(f"{self._bias_energy('cv_value', prefix)}; cv_value={self.expression.text}")
+        return self._with_bias_parameters(bias, prefix)
+
+    def _compound(self, energy: str) -> openmm.CustomCompoundBondForce:
+        force = openmm.CustomCompoundBondForce(len(self.atoms), energy)
+        force.addBond(self.atoms, [])
+        return force
+
+    def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
+        columns = trajectory.xyz[:, list(self.atoms)].astype(np.float64).reshape(trajectory.n_frames, -1).T
+        names = [f"{axis}{k + 1}" for k in range(len(self.atoms)) for axis in "xyz"]
+        return self.expression(dict(zip(names, columns, strict=True)))
+
+
 class CustomCV(CollectiveVariable):
     """Any CV, given as an OpenMM force and as a function of an mdtraj trajectory.
 
@@ -551,6 +616,7 @@ CV_KINDS: dict[str, type[CollectiveVariable]] = {
     "radius_of_gyration": RadiusOfGyration,
     "rmsd": RMSD,
     "contact_number": ContactNumber,
+    "expression": ExpressionCV,
 }
 """The `kind` of a CV in system.toml: the one place where a string becomes a class."""
 

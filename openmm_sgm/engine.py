@@ -13,7 +13,7 @@ import openmm
 
 from .platforms import own_device
 from .units import thermal_energy
-from .velocities import draw_velocities
+from .velocities import INTEGRATORS, IntegratorKind, draw_velocities, make_integrator
 
 __all__ = ["Blowup", "Engine", "MDSettings", "copy_vectors", "engine_for", "refuse_blowup"]
 
@@ -31,8 +31,9 @@ class MDSettings:
         `{prefix}_force_constant`
     physical_groups : force groups of the unbiased potential, as a bit mask (bit g set for group g)
     bias_prefixes : parameter prefixes, one per CV, in the order of `Segment.center`
-    temperature_k, time_step_fs, friction_per_ps : of the Langevin middle integrator
+    temperature_k, time_step_fs, friction_per_ps : of the integrator
     platform, platform_properties : where contexts are made
+    integrator : "langevin_middle", or "brownian", which has no velocities
     """
 
     system_xml: str
@@ -43,11 +44,14 @@ class MDSettings:
     friction_per_ps: float
     platform: str
     platform_properties: dict[str, str]
+    integrator: IntegratorKind = "langevin_middle"
 
     def __post_init__(self) -> None:
         for name in ("temperature_k", "time_step_fs", "friction_per_ps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.integrator not in INTEGRATORS:
+            raise ValueError(f"integrator must be one of {', '.join(INTEGRATORS)}, got {self.integrator!r}")
         if not 0 < self.physical_groups < 2**32:
             raise ValueError(f"physical_groups must be a bit mask of groups 0 to 31, got {self.physical_groups}")
 
@@ -70,9 +74,10 @@ class Engine:
         self.mobile = np.array([[system.getParticleMass(i)._value > 0] for i in range(system.getNumParticles())])
         # Equipartition puts kT/2 into a harmonic degree of freedom; forty times that everywhere is no longer heat.
         self.headroom = 1000 + 20 * thermal_energy(settings.temperature_k) * 3 * len(self.mobile)
-        self.integrator = openmm.LangevinMiddleIntegrator(
-            settings.temperature_k, settings.friction_per_ps, self.time_step
+        self.integrator = make_integrator(
+            settings.integrator, settings.temperature_k, settings.friction_per_ps, self.time_step
         )
+        self.has_velocities = settings.integrator != "brownian"
         self.integrator.setConstraintTolerance(CONSTRAINT_TOLERANCE)
         platform = openmm.Platform.getPlatformByName(settings.platform)
         self.context = openmm.Context(system, self.integrator, platform, settings.platform_properties)

@@ -20,6 +20,7 @@ from .platforms import choose_platform
 from .system import MolecularSystem
 from .umbrella import Snapshot, Stopwatch, surface_bins
 from .units import thermal_energy
+from .velocities import make_integrator
 
 __all__ = ["metadynamics", "opes"]
 
@@ -143,8 +144,8 @@ def _is_torsion(cv: CollectiveVariable) -> bool:
 def _simulation(molecule: MolecularSystem, system: openmm.System, seed: int) -> app.Simulation:
     """Return a simulation at the start, on the fastest platform, with the integrator that all methods use."""
     choice = choose_platform(system, molecule.positions)
-    integrator = openmm.LangevinMiddleIntegrator(
-        molecule.temperature_k, molecule.friction_per_ps, molecule.time_step_fs / 1000
+    integrator = make_integrator(
+        molecule.integrator, molecule.temperature_k, molecule.friction_per_ps, molecule.time_step_fs / 1000
     )
     integrator.setRandomNumberSeed(seed)
     platform = openmm.Platform.getPlatformByName(choice.name)

@@ -79,6 +79,7 @@ def md(
         molecule.friction_per_ps,
         platform.name,
         platform.properties,
+        molecule.integrator,
     )
     n = len(molecule.cvs)
     center = molecule.evaluate_cvs(molecule.positions[None])[0]

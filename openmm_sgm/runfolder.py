@@ -517,7 +517,7 @@ def _setup(sampler: ScoreSampler) -> dict[str, Any]:
         "cvs": [[cv.name, type(cv).__name__, list(cv.atoms), cv.unit] for cv in molecule.cvs],
         "windows": [axis.tolist() for axis in grid.axes],
         "force_constants": grid.force_constants,
-        "dynamics": [molecule.temperature_k, molecule.time_step_fs, molecule.friction_per_ps],
+        "dynamics": [molecule.temperature_k, molecule.time_step_fs, molecule.friction_per_ps, molecule.integrator],
         "options": asdict(sampler.options),
     }
     return dict(json.loads(json.dumps(plain(setup))))

@@ -36,7 +36,8 @@ class Segment:
     ----------
     walker : the caller's name for the walker
     positions : float64, shape (n_atoms, 3), nm; constraints and virtual sites are put right before the start
-    velocities : float64, shape (n_atoms, 3), nm/ps; None to draw them from the Maxwell-Boltzmann distribution
+    velocities : float64, shape (n_atoms, 3), nm/ps; None to draw them from the Maxwell-Boltzmann distribution (where
+        the integrator has any)
     center : float64, shape (n_cvs,); the umbrella's centre
     force_constants : float64, shape (n_cvs,), kJ/mol per CV unit squared; zeros for a free walker
     pull_from : float64, shape (n_cvs,); the centre moves from here to `center` on a straight line during the pull. For
@@ -89,7 +90,7 @@ class SegmentResult:
     positions, energies, forces : float64, shapes (m, n_atoms, 3) in nm, (m,) in kJ/mol, (m, n_atoms, 3) in kJ/mol/nm;
         the frames and their unbiased potential. None of a failed segment's frames is kept
     final_positions, final_velocities : float64, shape (n_atoms, 3), nm and nm/ps; where to go on. After a failure the
-        segment's own start and None
+        segment's own start and None. Brownian dynamics has no velocities: None
     force_evaluations : integration steps, plus one per stored frame, plus one where velocities are drawn, plus one at
         the start and one after the pull and the equilibration (where there are any) to see whether the walker is sound;
         a retry adds its own and the descent's. When a worker dies or an exception is raised in the middle of steps,
@@ -288,7 +289,7 @@ def _run_segment(engine: Engine, segment: Segment) -> SegmentResult:
             segment.walker,
             *frames,
             final_positions=final.getPositions(asNumpy=True)._value,
-            final_velocities=final.getVelocities(asNumpy=True)._value,
+            final_velocities=final.getVelocities(asNumpy=True)._value if engine.has_velocities else None,
             force_evaluations=engine.evaluations,
             failure=None,
             retries=retries,

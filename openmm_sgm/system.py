@@ -13,9 +13,11 @@ import mdtraj
 import numpy as np
 import openmm
 from openmm import app, unit
+from scipy.spatial.transform import Rotation
 
-from .cvs import CollectiveVariable, Position, as_cvs
+from .cvs import CollectiveVariable, ExpressionCV, Position, as_cvs
 from .units import InputError, strip_units
+from .velocities import INTEGRATORS, IntegratorKind
 
 __all__ = ["MolecularSystem", "bin_counts", "check_supported"]
 
@@ -53,6 +55,7 @@ class MolecularSystem:
     cvs : one to three collective variables
     temperature_k, time_step_fs, friction_per_ps : of the dynamics
     bins : per CV, bins of a surface; empty stands for 36 for a periodic CV and 40 for another
+    integrator : "langevin_middle" or "brownian"
 
     Raises
     ------
@@ -69,6 +72,7 @@ class MolecularSystem:
     time_step_fs: float = 2.0
     friction_per_ps: float = DEFAULT_FRICTION_PER_PS
     bins: tuple[int, ...] = ()
+    integrator: IntegratorKind = "langevin_middle"
 
     def __post_init__(self) -> None:
         def put(field: str, value: Any) -> None:
@@ -91,6 +95,8 @@ class MolecularSystem:
             if not (np.isfinite(value) and value > 0):
                 raise InputError(f"{field} must be positive and finite, got {value}")
             put(field, value)
+        if self.integrator not in INTEGRATORS:
+            raise InputError(f"the integrator must be one of {', '.join(INTEGRATORS)}, got {self.integrator!r}")
         put("system", _without_andersen(self.system))
         self._check_cvs_agree()
         self._check_start()
@@ -106,8 +112,9 @@ class MolecularSystem:
         """Return the system of a user's `Simulation`, which is read and not changed.
 
         Positions and context parameters are the context's current ones, time step and friction the integrator's (an
-        integrator without friction stands for 1/ps). The temperature comes from the integrator or an
-        AndersenThermostat, and must be given where neither has one.
+        integrator without friction stands for 1/ps). A BrownianIntegrator stands for itself, any other for a
+        LangevinMiddleIntegrator. The temperature comes from the integrator or an AndersenThermostat, and must be given
+        where neither has one.
 
         Raises
         ------
@@ -146,6 +153,7 @@ class MolecularSystem:
             time_step_fs=time_step,
             friction_per_ps=strip_units(friction(), unit.picosecond**-1) if friction else DEFAULT_FRICTION_PER_PS,
             bins=bin_counts(bins, cvs),
+            integrator="brownian" if isinstance(integrator, openmm.BrownianIntegrator) else "langevin_middle",
         )
 
     @property
@@ -276,6 +284,21 @@ class MolecularSystem:
                     f"CV '{cv.name}' is {value:.6g} by mdtraj and {force_value:.6g} by its OpenMM force; "
                     "both must give the same number"
                 )
+            if not self.tied and isinstance(cv, ExpressionCV):
+                self._check_invariant(cv, k, context, energy)
+
+    def _check_invariant(self, cv: CollectiveVariable, k: int, context: openmm.Context, energy: Any) -> None:
+        """Refuse an expression that changes when the molecule in free space is moved and turned."""
+        turn = Rotation.from_rotvec([0.7, -0.4, 1.1]).as_matrix()
+        context.setPositions(self.positions @ turn.T + np.array([0.3, -0.2, 0.5]))
+        moved = context.getState(energy=True, groups={k}).getPotentialEnergy()
+        change = cv.difference(*(e.value_in_unit(unit.kilojoule_per_mole) for e in (moved, energy)))
+        context.setPositions(self.positions)
+        if not abs(change) <= 1e-6:
+            raise InputError(
+                f"CV '{cv.name}' changes when the molecule is moved and turned, by {float(change):.3g}: build it of "
+                "distances, or tie the system to a place with a CustomExternalForce"
+            )
 
     def _check_start(self) -> None:
         """Refuse a start outside the range of a CV."""

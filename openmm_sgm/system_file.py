@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .cvs import CV_KINDS, CollectiveVariable, as_cvs
 from .system import MolecularSystem, bin_counts
 from .units import InputError, one_line
+from .velocities import IntegratorKind
 
 __all__ = ["load_system"]
 
@@ -47,6 +48,7 @@ class _SystemFile(BaseModel):
     temperature_k: float = Field(gt=0)
     time_step_fs: float = Field(gt=0)
     friction_per_ps: float = Field(gt=0)
+    integrator: IntegratorKind = "langevin_middle"
     cv: list[_Cv] = Field(min_length=1)
 
 
@@ -88,6 +90,7 @@ def load_system(folder: Path) -> MolecularSystem:
         temperature_k=options.temperature_k,
         time_step_fs=options.time_step_fs,
         friction_per_ps=options.friction_per_ps,
+        integrator=options.integrator,
         bins=tuple(table.bins or default for table, default in zip(options.cv, defaults, strict=True)),
     )
 

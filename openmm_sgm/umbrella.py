@@ -25,6 +25,7 @@ from .free_energy import Surface, estimate
 from .mbar import mbar_free_energies, settled_from
 from .options import SamplerOptions
 from .system import MolecularSystem
+from .velocities import make_integrator
 from .windows import WindowGrid
 
 __all__ = ["Snapshot", "Stopwatch", "replica_exchange", "surface_bins", "umbrella", "umbrella_seeded"]
@@ -345,8 +346,8 @@ def _exchange_sampler(campaign: Campaign, windows: np.ndarray) -> WindowExchange
     settings, molecule, grid, rng = campaign.settings, campaign.molecule, campaign.grid, campaign.rng()
     prefixes = settings.bias_prefixes
     states = [{f"{prefixes[k]}_center": float(x) for k, x in enumerate(center)} for center in grid.centers[windows]]
-    integrator = openmm.LangevinMiddleIntegrator(
-        settings.temperature_k, settings.friction_per_ps, settings.time_step_fs / 1000
+    integrator = make_integrator(
+        settings.integrator, settings.temperature_k, settings.friction_per_ps, settings.time_step_fs / 1000
     )
     integrator.setRandomNumberSeed(int(rng.integers(1, 2**31 - 1)))
     simulation = app.Simulation(

@@ -1,15 +1,30 @@
-"""Velocities for a configuration that has none, such that a Langevin middle integrator keeps the ensemble it is in."""
+"""Integrators, and velocities for a configuration that has none, such that it stays in the ensemble it is in."""
 
 from __future__ import annotations
+
+from typing import Literal, TypeAlias
 
 import numpy as np
 import openmm
 
 from .units import thermal_energy
 
-__all__ = ["draw_velocities"]
+__all__ = ["INTEGRATORS", "IntegratorKind", "draw_velocities", "make_integrator"]
 
 TOLERANCE = 1e-6
+IntegratorKind: TypeAlias = Literal["langevin_middle", "brownian"]
+INTEGRATORS: dict[str, type[openmm.Integrator]] = {
+    "langevin_middle": openmm.LangevinMiddleIntegrator,
+    "brownian": openmm.BrownianIntegrator,
+}
+"""Under either name, the constructor takes temperature (K), friction (1/ps) and time step (ps)."""
+
+
+def make_integrator(
+    kind: IntegratorKind, temperature_k: float, friction_per_ps: float, time_step_ps: float
+) -> openmm.Integrator:
+    """Return an integrator of the kind named."""
+    return INTEGRATORS[kind](temperature_k, friction_per_ps, time_step_ps)
 
 
 def draw_velocities(
@@ -24,13 +39,16 @@ def draw_velocities(
     heats capped alanine by more than 1 kJ/mol for the first hundred femtoseconds (measured). With the force halfway
     back, v = u − (Δt/2) M⁻¹ f(x − uΔt/4), the factor is 1 + (ωΔt)⁴/64.
 
-    Other integrators get `setVelocitiesToTemperature`.
+    A `BrownianIntegrator` has no velocities, and the context is left as it is; other integrators get
+    `setVelocitiesToTemperature`.
 
     Parameters
     ----------
     forces_of_groups : the force groups that the integrator uses, as a bit mask
     """
     integrator = context.getIntegrator()
+    if isinstance(integrator, openmm.BrownianIntegrator):
+        return 0
     if not isinstance(integrator, openmm.LangevinMiddleIntegrator):
         context.setVelocitiesToTemperature(temperature_k, int(rng.integers(1, 2**31 - 1)))
         return 1

@@ -17,6 +17,12 @@ def bent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return 12 * ((x / 0.5) ** 2 - 1) ** 2 + 30 * (y - 1.2 * x**2) ** 2
 
 
+def straight(s: np.ndarray, f: np.ndarray) -> np.ndarray:
+    """U of `half_moon` and `s_shape` over slow and fast variables; the maps to the plane keep areas, or the potential
+    makes good for it."""
+    return 12 * ((s / 0.5) ** 2 - 1) ** 2 + 30 * f**2
+
+
 def bimodal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """U of `bimodal`: at each x two wells over y, 16 kJ/mol deep at x = 0."""
     return 4 * x**2 + 16 * ((y / 0.4) ** 2 - 1) ** 2 + 15 * x * y
@@ -35,6 +41,27 @@ def three_atoms(theta: np.ndarray, r: np.ndarray) -> np.ndarray:
     """U of `three_atoms` over the angle and one bond, the other integrated out, minus kT log of the volume element."""
     energy = 12 * (((theta - 2.0) / 0.4) ** 2 - 1) ** 2 + 2000 * (r - 0.15) ** 2
     return energy - KT * np.log(r**2 * np.sin(theta))
+
+
+def half_moon(s: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return x, y of slow and fast variables."""
+    return (1 + f) * np.cos(np.pi * s / 2), (1 + f) * np.sin(np.pi * s / 2)
+
+
+def s_shape(s: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return x, y of slow and fast variables."""
+    y = f + 0.6 * np.sin(3 * s)
+    return s + 0.5 * np.sin(2 * y), y
+
+
+def fast_of(name: str, positions: np.ndarray) -> np.ndarray:
+    """Return the fast variable (n,) of configurations (n, n_atoms, 3), nm."""
+    x, y = positions[:, -1, 0], positions[:, -1, 1]
+    if name == "three_atoms":
+        return np.asarray(np.linalg.norm(positions[:, 0] - positions[:, 1], axis=1))
+    if name == "half_moon":
+        return np.asarray(np.hypot(x, y) - 1)
+    return y - 0.6 * np.sin(3 * (x - 0.5 * np.sin(2 * y))) if name == "s_shape" else y
 
 
 @dataclass(frozen=True)
@@ -85,6 +112,8 @@ def _cumulative(density: np.ndarray) -> np.ndarray:
 
 SYSTEMS = (
     FastSlow("bent_double_well", bent, np.linspace(-1.4, 1.4, 1401), np.linspace(-2, 5, 1401)),
+    FastSlow("half_moon", straight, np.linspace(-1.4, 1.4, 1401), np.linspace(-0.99, 1.5, 801)),
+    FastSlow("s_shape", straight, np.linspace(-1.4, 1.4, 1401), np.linspace(-1.5, 1.5, 801)),
     FastSlow("bimodal", bimodal, np.linspace(-2, 2, 1601), np.linspace(-1, 1, 801)),
     FastSlow("muller_brown", muller_brown, np.linspace(-2.2, 1.8, 1601), np.linspace(-1.2, 3, 1601)),
     FastSlow("three_atoms", three_atoms, np.linspace(0.6, 3.1, 1601), np.linspace(0.02, 0.28, 801)),

@@ -11,7 +11,7 @@ import openmm
 import pytest
 import torch
 from conftest import REPOSITORY, reference_context
-from fast_slow import SYSTEMS, FastSlow
+from fast_slow import SYSTEMS, FastSlow, fast_of, half_moon, s_shape
 from openmm import app, unit
 
 from openmm_sgm.cartesian import CartesianRepresentation, fit_cartesian
@@ -145,7 +145,7 @@ def test_a_tied_system_is_not_centred() -> None:
 
 @pytest.mark.parametrize("fast_slow", SYSTEMS, ids=lambda s: s.name)
 def test_closed_forms_are_of_the_potential_that_openmm_has(fast_slow: FastSlow) -> None:
-    """Energies at random points: OpenMM's own expressions in system.xml against the numpy ones."""
+    """Energies at random points: OpenMM's own expressions in system.xml against the numpy ones, maps included."""
     system = openmm.XmlSerializer.deserialize((REPOSITORY / "systems" / fast_slow.name / "system.xml").read_text())
     context = reference_context(system)
     rng, n = np.random.default_rng(5), system.getNumParticles()
@@ -155,6 +155,10 @@ def test_closed_forms_are_of_the_potential_that_openmm_has(fast_slow: FastSlow) 
             slow, fast = rng.uniform(1.3, 2.7), rng.uniform(0.12, 0.18)
             positions = [[fast, 0, 0], [0, 0, 0], [0.15 * np.cos(slow), 0.15 * np.sin(slow), 0]]
             volume = KT * np.log(fast**2 * np.sin(slow))
+        elif fast_slow.name in ("half_moon", "s_shape"):
+            x, y = (half_moon if fast_slow.name == "half_moon" else s_shape)(slow, fast)
+            positions, volume = [[x, y, 0]], KT * np.log(np.hypot(x, y)) if fast_slow.name == "half_moon" else 0.0
+            assert fast_of(fast_slow.name, np.array([positions])) == pytest.approx(fast)
         else:
             positions, volume = [[slow, fast, 0]] if n == 1 else [[slow, 0, 0], [0, fast, 0]], 0.0
         context.setPositions(positions * unit.nanometer)

@@ -23,6 +23,7 @@ from openmm_sgm.cvs import (
     ContactNumber,
     CustomCV,
     Distance,
+    ExpressionCV,
     Position,
     RadiusOfGyration,
     Torsion,
@@ -74,6 +75,14 @@ CVS: dict[str, tuple[Callable[[MolecularSystem], CollectiveVariable], float]] = 
     "rmsd": (lambda alanine: RMSD("rmsd", HEAVY, alanine.positions * unit.nanometer, 0, 0.3), 2e-5),
     "contact_number": (lambda _: ContactNumber("contacts", 0.4, 0, 9, groups=((1, 5, 6), (15, 16, 18))), 1e-5),
     "contact_pairs": (lambda _: ContactNumber("contacts", 3 * unit.angstrom, 0, 2, pairs=[(5, 17), (1, 18)]), 1e-5),
+    "expression": (
+        lambda _: ExpressionCV("log_r", (1, 18), "log(d)^2-s; d=sqrt(s); s=(x1-x2)^2+(y1-y2)^2+(z1-z2)^2", 0, 2),
+        5e-6,
+    ),
+    "expression_periodic": (
+        lambda _: ExpressionCV("turn", (1, 18), "2*atan2(y1-y2, x1-x2)", unit="rad", period=360 * unit.degree),
+        5e-6,
+    ),
     "custom": (_custom, 1e-6),
     "custom_periodic": (_custom_periodic, 1e-5),
     "bias_variable": (_bias_variable, 5e-6),

@@ -13,7 +13,10 @@ import numpy as np
 import openmm
 import pytest
 from analytic import triatomic, triatomic_simulation
+from conftest import REPOSITORY
 from openmm import app, unit
+from scipy.linalg import expm
+from scipy.stats import binom, chi2, norm
 
 from openmm_sgm import bursts as bursts_module
 from openmm_sgm.bursts import Bursts, run_bursts
@@ -25,7 +28,9 @@ from openmm_sgm.free_energy import Surface
 from openmm_sgm.kramers_moyal import estimate_drift_and_diffusion
 from openmm_sgm.propagator import fit_diffusion_on_surface
 from openmm_sgm.reduced import ReducedEquation
+from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError, thermal_energy
+from openmm_sgm.velocities import make_integrator
 
 Field = Callable[[np.ndarray], np.ndarray]
 
@@ -511,6 +516,78 @@ def test_averaged_equation_of_a_fast_and_a_slow_particle() -> None:
     off = np.abs(found.diffusion[:, 0, 0] - diffusion)
     assert (off < np.fmax(0.05 * diffusion, 3 * found.diffusion_error[:, 0, 0])).all()
     assert found.diffusion[:, 0, 0].mean() == pytest.approx(diffusion, rel=0.04)
+
+
+SLOW_STEPS, SLOW_STEP_PS = 150, 2e-4
+"""y of `bent_double_well` relaxes at 60/ps: 0.012 of it a step, twice its time over a burst."""
+
+
+def moments_of_the_averaged_equation(grid: CellGrid, time: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of Δ(time) from uniform starts in each cell of the averaged `bent_double_well`.
+
+    V = 12 ((x/0.5)² − 1)² and D = kT/mγ / (1 + ε g′²), g′ = 2.4 x: to first order in ε, y = g(x) drags with its own
+    friction. By the matrix exponential of the generator on a grid of 0.005 nm, apart from the package.
+    """
+    h = 0.005
+    x = np.arange(-1.15, 1.15, h) + h / 2
+    v, d = 12 * ((x / 0.5) ** 2 - 1) ** 2 / KT, averaged_diffusion(0.5 * (x[1:] + x[:-1]))
+    up, down = d / h**2 * np.exp(-np.diff(v) / 2), d / h**2 * np.exp(np.diff(v) / 2)
+    rates = np.diag(up, 1) + np.diag(down, -1)
+    rates -= np.diag(rates.sum(axis=1))
+    step = x[None] - x[:, None]
+    after = expm(rates * time)
+    mean, second = (after * step).sum(axis=1), (after * step**2).sum(axis=1)
+    inside = grid.cells_of(x[:, None])
+    means = np.array([mean[inside == k].mean() for k in range(grid.n_cells)])
+    return means, np.array([second[inside == k].mean() for k in range(grid.n_cells)]) - means**2
+
+
+def averaged_diffusion(x: np.ndarray) -> np.ndarray:
+    return KT / (MASS * FRICTION) / (1 + EPSILON * (2.4 * x) ** 2)
+
+
+def assert_equal_jointly(found: np.ndarray, error: np.ndarray, exact: np.ndarray) -> None:
+    """χ² p > 0.01, and no more cells than chance allows (99 %) are off by both 5 % and two standard errors.
+
+    Of n cells 4.6 % lie beyond two standard errors by chance: that none of many does would refuse what is right.
+    """
+    z = (found - exact) / error
+    assert chi2.sf((z**2).sum(), len(z)) > 0.01
+    beyond = np.abs(found - exact) > np.fmax(0.05 * np.abs(exact), 2 * error)
+    assert beyond.sum() <= binom.ppf(0.99, len(z), 2 * norm.sf(2))
+
+
+def test_averaged_equation_of_the_bent_double_well() -> None:
+    """The system of `systems/` at ε = 0.01 under Brownian dynamics: drift and diffusion at the lag, cell by cell.
+
+    The outermost cells relax at up to 9/ps: over the lag their D is 20 % below the limit of short lags, which is no
+    error of the estimate, and refused here if it is taken for the closed form; by ε g′² D is up to 2.5 % below that
+    at ε = 0. Fails with D off by 1.2, with the drift's sign turned, and with the limit of short lags for the moments.
+    """
+    molecule = load_system(REPOSITORY / "systems" / "bent_double_well")
+    integrator = make_integrator("brownian", TEMPERATURE_K, FRICTION, SLOW_STEP_PS)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(molecule.topology, molecule.system, integrator, platform)
+    rng = np.random.default_rng(19)
+    grid = CellGrid((np.linspace(-0.7, 0.7, 15),), (False,))
+    x = uniform_starts(grid, 1500, rng)[:, 0]
+    starts = rng.normal(scale=np.sqrt(KT / 25), size=(len(x), 2, 3))
+    starts[:, 0, 0] = x
+    starts[:, 1, 1] = 1.2 * x**2 + rng.normal(scale=np.sqrt(KT / 60), size=len(x))
+    bursts = run_bursts(simulation, starts, molecule.cvs, steps=SLOW_STEPS, interval=SLOW_STEPS // 2, seed=20)
+    lag = SLOW_STEPS * SLOW_STEP_PS
+    with pytest.warns(UserWarning, match="nothing to compare"):
+        seen = estimate_drift_and_diffusion(bursts.values, bursts.time_spacing, grid, seed=21, lag=lag)
+    (first, first_variance), (last, variance) = (moments_of_the_averaged_equation(grid, t) for t in (lag / 2, lag))
+    assert_equal_jointly(seen.drift[:, 0], seen.drift_error[:, 0], (last - first) / (lag / 2))
+    diffusion = (variance - first_variance) / lag
+    assert_equal_jointly(seen.diffusion[:, 0, 0], seen.diffusion_error[:, 0, 0], diffusion)
+    limit = averaged_diffusion(grid.centers[:, 0])
+    for wrong in (limit, 1.2 * diffusion):
+        with pytest.raises(AssertionError):
+            assert_equal_jointly(seen.diffusion[:, 0, 0], seen.diffusion_error[:, 0, 0], wrong)
+    with pytest.raises(AssertionError):
+        assert_equal_jointly(seen.drift[:, 0], seen.drift_error[:, 0], -(last - first) / (lag / 2))
 
 
 @pytest.fixture(scope="module")

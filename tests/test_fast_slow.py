@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from fast_slow import KT, SYSTEMS, FastSlow
+from fast_slow import KT, SYSTEMS, FastSlow, fast_of
 from scipy import stats
 
 import openmm_sgm as sgm
@@ -19,6 +19,8 @@ SMALL = sgm.SamplerOptions(
 HOT = (500.0, 1000.0, 2000.0)
 LADDER = {"bimodal": HOT, "muller_brown": HOT}
 """Where the fast variable has two modes, which no window leaves by itself."""
+BUDGET = {"bimodal": 80_000, "muller_brown": 80_000, "s_shape": 80_000}
+"""Force evaluations where 20,000 do not suffice: with 40,000 the S has labels that are refused."""
 LABELS, DRAWS = 50, 150
 
 
@@ -29,14 +31,8 @@ def sampled(request: pytest.FixtureRequest) -> tuple[FastSlow, sgm.ScoreSampler]
     ladder = LADDER.get(known.name, ())
     options = sgm.SamplerOptions(**{**vars(SMALL), "ladder": ladder})
     sampler = sgm.ScoreSampler(molecule, seed=3, workers=0, options=options)
-    sampler.run(80_000 if ladder else 20_000)
+    sampler.run(BUDGET.get(known.name, 20_000))
     return known, sampler
-
-
-def fast_values(known: FastSlow, positions: np.ndarray) -> np.ndarray:
-    if known.name == "three_atoms":
-        return np.linalg.norm(positions[:, 0] - positions[:, 1], axis=1)
-    return positions[:, -1, 1]
 
 
 def labels_of(sampler: sgm.ScoreSampler) -> np.ndarray:
@@ -63,7 +59,7 @@ def test_surface_is_the_closed_form(sampled: tuple[FastSlow, sgm.ScoreSampler]) 
 
 
 def test_lifted_configurations_have_the_conditional_law(sampled: tuple[FastSlow, sgm.ScoreSampler]) -> None:
-    """Kolmogorov–Smirnov p > 0.01 at 95 % (of one system 90 %) of 50 labels, in sample and between, for the CV and the
+    """Kolmogorov–Smirnov p > 0.01 at 95 % of 50 labels, in sample and between, for the CV and the
     fast variable; and the 1-Wasserstein distance within 2 % of the law's spread and what as many exact draws have.
 
     Seen to fail with untested draws of the bimodal system (those of the double well are as good), and with the law of
@@ -81,7 +77,7 @@ def test_lifted_configurations_have_the_conditional_law(sampled: tuple[FastSlow,
             refused += 1
             continue
         for drawn, grid, law in (
-            (fast_values(known, positions), known.fast, known.fast_distribution(label, constant)),
+            (fast_of(known.name, positions), known.fast, known.fast_distribution(label, constant)),
             (sampler.generator.restrict(positions)[name], known.slow, known.slow_distribution(label, constant)),
         ):
             p_values.append(stats.kstest(drawn, lambda v, g=grid, c=law: np.interp(v, g, c)).pvalue)
@@ -90,9 +86,8 @@ def test_lifted_configurations_have_the_conditional_law(sampled: tuple[FastSlow,
             distances.append(stats.wasserstein_distance(drawn, exact))
             allowed.append(0.02 * exact.std() + np.mean(scatter) + 4 * np.std(scatter))
     assert refused <= 0.1 * LABELS
-    # what the generator hardly draws clumps in a chain: 0.94 was seen for muller_brown, 0.95 and more for the others
-    assert np.mean(np.array(p_values) > 0.01) >= (0.9 if known.name == "muller_brown" else 0.95)
-    assert np.mean(np.array(distances) < np.array(allowed)) >= (0.95 if known.name == "muller_brown" else 0.98)
+    assert np.mean(np.array(p_values) > 0.01) >= 0.95
+    assert np.mean(np.array(distances) < np.array(allowed)) >= 0.95
 
 
 def test_both_modes_are_there_with_their_weights(sampled: tuple[FastSlow, sgm.ScoreSampler]) -> None:
@@ -102,7 +97,7 @@ def test_both_modes_are_there_with_their_weights(sampled: tuple[FastSlow, sgm.Sc
         pytest.skip("one mode")
     estimate = sampler.estimate()
     samples = estimate.samples.take()
-    x, up = samples.cvs[:, 0], fast_values(known, samples.positions) > 0
+    x, up = samples.cvs[:, 0], fast_of(known.name, samples.positions) > 0
     z = []
     for low, high in ((-0.9, -0.5), (-0.5, -0.2), (-0.2, 0.2), (0.2, 0.5), (0.5, 0.9)):
         inside = (x >= low) & (x < high)

@@ -149,6 +149,27 @@ def test_what_enters_the_estimate(sampler: sgm.ScoreSampler) -> None:
     assert (frames.source == GENERATED).sum() <= len(drawn)
 
 
+@pytest.mark.filterwarnings("ignore::openmm_sgm.HiddenStateWarning")
+@pytest.mark.parametrize("trust", [True, False])
+def test_all_accepted_states_count_where_weights_cannot_be_trusted(
+    sampler: sgm.ScoreSampler, monkeypatch: pytest.MonkeyPatch, trust: bool
+) -> None:
+    """A window whose early draws have a heavy tail is not thinned to a hundred states for it.
+
+    Fails with all windows thinned alike.
+    """
+    campaign = copy.deepcopy(sampler.campaign)
+    assert campaign is not None
+    n_windows, windows = len(campaign.grid.centers), np.array([4, 5])
+    monkeypatch.setattr(campaign_module.Weights, "trusted", np.full(n_windows, trust))
+    monkeypatch.setattr(campaign_module, "MOST_INJECTED", 10)
+    campaign.generate_and_inject(windows, np.array([80, 80]))
+    kept = np.bincount(campaign.chain[-1].windows, minlength=n_windows)[windows]
+    accepted = np.round(80 * campaign.acceptance[windows]).astype(int)
+    assert accepted.min() > 45
+    assert (kept == (10 if trust else 80)).all()
+
+
 def test_a_walker_that_was_moved_gets_new_velocities(sampler: sgm.ScoreSampler) -> None:
     """And goes on from the last state of its chain."""
     assert sampler.campaign is not None
