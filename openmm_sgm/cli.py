@@ -1,4 +1,4 @@
-"""The command line: `openmm-sgm run`, `train`, `compare`, `status`, `report`. Bad input: one sentence, exit code 2."""
+"""The command line: `openmm-sgm new`, `run`, `train`, `compare`, `status`, `report`. Bad input: one sentence, exit code 2."""
 
 from __future__ import annotations
 
@@ -300,6 +300,24 @@ def _stopping_gently(journal: Journal | None, show: _Progress) -> Iterator[None]
         yield
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def _new(options: argparse.Namespace, command: str) -> int:
+    from .new_system import new_system
+
+    torsions = new_system(
+        options.folder,
+        options.pdb,
+        force_field=options.force_field,
+        solvent=options.solvent,
+        add_hydrogens=options.add_hydrogens,
+    )
+    for k, torsion in enumerate(torsions):
+        print(f"{'CV' if k < 2 else '  '} {torsion.name:12} {torsion.meaning}, atoms {list(torsion.atoms)}")
+    path = options.folder / "system.toml"
+    print(f"{path} has the first {min(2, len(torsions))} as collective variables; edit it to choose others, then:")
+    print(f"openmm-sgm run {shlex.quote(str(options.folder))} --output {shlex.quote(options.folder.name)}_run")
+    return 0
 
 
 def _train(options: argparse.Namespace, command: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from openmm import app
 
+from openmm_sgm.cli import main
 from openmm_sgm.new_system import new_system, torsions_to_choose_from
 from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError
@@ -74,3 +75,13 @@ def test_existing_folders_and_files_that_are_no_pdb_are_refused(tmp_path: Path) 
     assert (tmp_path / "kept").read_text() == "mine"
     with pytest.raises(InputError, match="cannot be read"):
         new_system(tmp_path / "mine", tmp_path / "none.pdb")
+
+
+def test_the_command_tells_what_may_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", str(tmp_path / "serine"), "--pdb", str(SERINE)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["CV", "CV"]
+    assert "about SER CA - SER CB" in lines[2]
+    assert lines[-1].startswith("openmm-sgm run ")
+    assert main(["new", str(tmp_path / "serine"), "--pdb", str(SERINE)]) == 2
+    assert "exists already" in capsys.readouterr().err
