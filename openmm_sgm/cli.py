@@ -1,4 +1,4 @@
-"""The command line: `openmm-sgm new`, `run`, `train`, `compare`, `status`, `report`. Bad input: one sentence, exit code 2."""
+"""The command line: `new`, `run`, `train`, `compare`, `status`, `report`. Bad input: one sentence, exit code 2."""
 
 from __future__ import annotations
 
@@ -58,6 +58,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    new = verbs.add_parser(
+        "new",
+        help="write a system folder for a molecule, with torsions to choose from",
+        description="Example: openmm-sgm new leucine --pdb leucine.pdb --solvent obc",
+    )
+    new.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
+    new.add_argument("--pdb", type=Path, required=True, metavar="FILE", help="the molecule, complete but for hydrogens")
+    new.add_argument(
+        "--force-field", default="amber99sbildn.xml", metavar="NAME", help="OpenMM's, or a file (default %(default)s)"
+    )
+    new.add_argument("--solvent", default="vacuum", metavar="S", help="vacuum (default) or obc, generalised Born")
+    new.add_argument("--add-hydrogens", action="store_true", help="those missing at pH 7; added anyway if it has none")
+    new.set_defaults(function=_new)
 
     run = verbs.add_parser(
         "run",
