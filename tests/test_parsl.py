@@ -19,7 +19,7 @@ from test_simulate import assert_same, long_segments, oscillator  # noqa: F401
 from openmm_sgm.executors import SerialExecutor, UnitCounts, run_safely
 from openmm_sgm.parsl_pool import ParslOptions, ParslPool, _parsl_config, load_parsl_options
 from openmm_sgm.simulate import MDSettings, run_segments
-from openmm_sgm.units import InputError
+from openmm_sgm.units import InputError, SamplingError
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "executors"
 
@@ -113,3 +113,14 @@ def test_without_parsl_one_sentence_says_how_to_get_it(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "parsl", None)
     with pytest.raises(InputError, match=r"pip install 'openmm-sgm\[parsl\]'"):
         ParslPool(ParslOptions(max_workers_per_node=1), tmp_path)
+
+
+@pytest.mark.slow
+def test_nodes_that_cannot_start_end_the_run_with_a_reason(tmp_path: Path) -> None:
+    pytest.importorskip("parsl", reason="Parsl is not installed: pip install 'openmm-sgm[parsl]'")
+    options = ParslOptions(max_workers_per_node=1, worker_init="exit 3")
+    with (
+        ParslPool(options, tmp_path) as broken,
+        pytest.raises(SamplingError, match=r"takes no more work .*Parsl's jobs failed"),
+    ):
+        run_safely(broken, abs, [-1, 2], give_up=lambda unit, reason: unit)
