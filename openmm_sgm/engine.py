@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import openmm
@@ -57,6 +59,25 @@ class MDSettings:
 
     def __hash__(self) -> int:
         return hash((self.system_xml, self.platform, self.temperature_k, self.time_step_fs))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel compressed: the XML of a large system is some ten megabytes, and goes with every unit of work."""
+        rest = [getattr(self, field.name) for field in fields(self) if field.name != "system_xml"]
+        return _travelled, (_deflated(self.system_xml), *rest)
+
+
+@lru_cache(maxsize=8)
+def _deflated(text: str) -> bytes:
+    return zlib.compress(text.encode(), level=1)
+
+
+@lru_cache(maxsize=8)
+def _inflated(data: bytes) -> str:
+    return zlib.decompress(data).decode()
+
+
+def _travelled(data: bytes, *rest: Any) -> MDSettings:
+    return MDSettings(_inflated(data), *rest)
 
 
 class Blowup(Exception):

@@ -13,7 +13,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -139,6 +139,7 @@ class ParslPool(Executor):
         self._folder = folder
         self._kernel: Any = None
         self._pool: Any = None
+        self._workers: Any = None
         self._open = True
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
@@ -148,8 +149,11 @@ class ParslPool(Executor):
             from parsl import DataFlowKernel
             from parsl.concurrent import ParslPoolExecutor
 
-            self._kernel = DataFlowKernel(_parsl_config(self.options, self._folder))
+            config = _parsl_config(self.options, self._folder)
+            self._kernel, self._workers = DataFlowKernel(config), config.executors[0]
             self._pool = ParslPoolExecutor(dfk=self._kernel)
+        if self._workers.bad_state_is_set:  # jobs failed, at a mistake in worker_init, say
+            raise BrokenExecutor(f"Parsl's jobs failed, see {self._folder}: {self._workers.executor_exception}")
         future: Future[R]
         if isinstance(fn, Limited):
             future = self._pool.submit(_run_limited, fn.function, fn.seconds, *args, **kwargs)
@@ -212,4 +216,4 @@ def _parsl_config(options: ParslOptions, folder: Path) -> Any:
         **(local if options.provider == "local" else {}),
         address=options.address,
     )
-    return Config(executors=[executor], strategy="none", run_dir=str(folder), initialize_logging=False)
+    return Config(executors=[executor], strategy="simple", run_dir=str(folder), initialize_logging=False)

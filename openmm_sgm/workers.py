@@ -48,7 +48,8 @@ class WorkerDied(BrokenExecutor):
 class Limited(Generic[T, R]):
     """A function with the wall seconds that a call of it may take, for executors that can end a worker.
 
-    Others call it like the function, without a limit.
+    Others call it like the function, without a limit. It has the function's name, and equals it, for executors that
+    treat some functions specially.
     """
 
     def __init__(self, function: Callable[[T], R], seconds: float) -> None:
@@ -57,6 +58,12 @@ class Limited(Generic[T, R]):
 
     def __call__(self, unit: T) -> R:
         return self.function(unit)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.function == (other.function if isinstance(other, Limited) else other))
+
+    def __hash__(self) -> int:
+        return hash(self.function)
 
 
 class WorkerPool(Executor):

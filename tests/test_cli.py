@@ -334,6 +334,30 @@ def test_negative_workers(system: Path, tmp_path: Path, capfd: pytest.CaptureFix
     check_refused(capfd, arguments, "workers must be 0 or more, got -1", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--executor", "parsl"], "--executor parsl and --executor-config FILE go together"),
+        (["--executor-config", "workers.toml"], "--executor parsl and --executor-config FILE go together"),
+        (["--executor", "parsl", "--executor-config", "nowhere.toml", "--workers", "2"], "--workers is for"),
+        (["--platform", "Abacus"], "the platform must be one of Reference, CPU, CUDA"),
+        (["--precision", "half"], "the precision must be single, mixed or double, got 'half'"),
+    ],
+)
+def test_executors_and_platforms_that_cannot_be(
+    more: list[str], message: str, system: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    check_refused(capfd, run_arguments(system, tmp_path / "out", *more), message, tmp_path / "out")
+
+
+def test_copies_of_a_run(
+    system: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    message = "mpirun has started 4 copies of this run"
+    check_refused(capfd, run_arguments(system, tmp_path / "out"), message, tmp_path / "out")
+
+
 def test_target_error_of_nothing(system: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = run_arguments(system, tmp_path / "out", "--target-error", "0")
     check_refused(capfd, arguments, "the target error must be above 0 kJ/mol, got 0", tmp_path / "out")

@@ -1,9 +1,11 @@
 """Units run in order on any executor; workers are single-threaded, start without the script and are replaced."""
 
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
@@ -15,6 +17,7 @@ import torch
 
 from openmm_sgm.executors import SerialExecutor, make_executor, one_thread, run_units
 from openmm_sgm.units import InputError
+from openmm_sgm.workers import Limited
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,33 @@ def test_workers_have_one_thread_and_the_parent_keeps_its_own(pool: Executor, mo
     assert os.environ["OMP_NUM_THREADS"] == "2"
     assert "OPENMM_CPU_THREADS" not in os.environ
     assert (main.__spec__, getattr(main, "__file__", None)) == before
+
+
+def test_a_limited_function_stands_for_the_function(pool: Executor) -> None:
+    limited = Limited(square, 60.0)
+    assert {square: "known"}.get(limited) == "known"
+    assert (limited.__module__, limited.__qualname__) == (square.__module__, "square")
+    assert limited != die
+    assert pool.submit(limited, 3).result() == 9
+
+
+def test_arguments_and_results_that_cannot_be_sent_fail_their_call_only(pool: Executor) -> None:
+    for future in (pool.submit(square, lambda: 1), pool.submit(threading.Lock)):  # type: ignore[arg-type]
+        with pytest.raises((TypeError, AttributeError, RuntimeError, pickle.PicklingError), match="pickle"):
+            future.result()
+    assert run_units(pool, square, [3]) == [9]
+
+
+def test_a_pool_that_is_shut_down_takes_nothing_more() -> None:
+    executor = make_executor(1)
+    futures = [executor.submit(time.sleep, 0.5) for _ in range(3)]
+    while not futures[0].running():
+        time.sleep(0.01)
+    executor.shutdown(cancel_futures=True)
+    assert [future.cancelled() for future in futures] == [False, True, True]
+    assert futures[0].result() is None
+    with pytest.raises(RuntimeError, match="shut down"):
+        executor.submit(square, 1)
 
 
 def test_a_dead_worker_is_replaced() -> None:

@@ -151,7 +151,7 @@ def test_a_pool_that_is_broken_for_good_ends_the_run_instead_of_setting_all_asid
 
 
 def test_results_of_faulty_workers_are_those_of_good_ones_or_none(oscillator: MDSettings) -> None:  # noqa: F811
-    """Seen to fail when results are not checked: NaN energies come through."""
+    """Seen to fail when results are not checked: those with NaN are then not done again."""
     segments = [oscillator_segment(walker=k, seed=k) for k in range(60)]
     expected, counts = run_segments(oscillator, segments, SerialExecutor(), 1), UnitCounts()
     executor = Faulty(0.3, seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_cli import BUDGET, quick, write_system  # noqa: F401
 from test_isolation import small_sampler
 from test_simulate import assert_same, long_segments, oscillator  # noqa: F401
 
+from openmm_sgm.cli import main
 from openmm_sgm.executors import SerialExecutor, UnitCounts, run_safely
 from openmm_sgm.parsl_pool import ParslOptions, ParslPool, _parsl_config, load_parsl_options
 from openmm_sgm.simulate import MDSettings, run_segments
-from openmm_sgm.units import InputError
+from openmm_sgm.units import InputError, SamplingError
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "executors"
 
@@ -113,3 +116,30 @@ def test_without_parsl_one_sentence_says_how_to_get_it(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "parsl", None)
     with pytest.raises(InputError, match=r"pip install 'openmm-sgm\[parsl\]'"):
         ParslPool(ParslOptions(max_workers_per_node=1), tmp_path)
+
+
+@pytest.mark.slow
+def test_nodes_that_cannot_start_end_the_run_with_a_reason(tmp_path: Path) -> None:
+    pytest.importorskip("parsl", reason="Parsl is not installed: pip install 'openmm-sgm[parsl]'")
+    options = ParslOptions(max_workers_per_node=1, worker_init="exit 3")
+    with (
+        ParslPool(options, tmp_path) as broken,
+        pytest.raises(SamplingError, match=r"takes no more work .*Parsl's jobs failed"),
+    ):
+        run_safely(broken, abs, [-1, 2], give_up=lambda unit, reason: unit)
+
+
+@pytest.mark.slow
+def test_the_command_line_runs_on_parsl(
+    tmp_path: Path,
+    quick: None,  # noqa: F811
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("parsl", reason="Parsl is not installed: pip install 'openmm-sgm[parsl]'")
+    system, output, config = write_system(tmp_path / "system"), tmp_path / "out", tmp_path / "workers.toml"
+    config.write_text("max_workers_per_node = 2\ncores_per_worker = 0.5\n")
+    arguments = ["run", str(system), "--output", str(output), "--force-evaluations", str(BUDGET)]
+    assert main([*arguments, "--executor", "parsl", "--executor-config", str(config)]) == 0
+    assert json.loads((output / "result.json").read_text())["force_evaluations"]["total"] <= BUDGET
+    assert "2 workers on Reference" in capfd.readouterr().err
+    assert (output / "parsl").is_dir()

@@ -122,7 +122,7 @@ def test_every_step_and_every_energy_is_counted(
 
     choice = campaign_module.choose_platform(molecule.system, molecule.positions)
     for module in (campaign_module, rivals, grown_bias):
-        monkeypatch.setattr(module, "choose_platform", lambda *arguments: choice)  # which steps to time platforms
+        monkeypatch.setattr(module, "choose_platform", lambda *_, **__: choice)  # which steps to time platforms
     monkeypatch.setattr(openmm.LangevinMiddleIntegrator, "step", counting_step)
     monkeypatch.setattr(openmm.Context, "getState", counting_state)
     monkeypatch.setattr("openmm.app.internal.multistatesampler.MultistateSampler.computeAllEnergies", refuse)

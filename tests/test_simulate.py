@@ -1,6 +1,7 @@
 """Windows sample the right ensemble, from their own seed alone, count what they cost, and fail one by one."""
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -344,6 +345,15 @@ def test_work_is_shared_out_evenly() -> None:
 def test_segments_refuse_what_makes_no_sense(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         oscillator_segment(**changes)
+
+
+def test_settings_travel_compressed_and_are_unpacked_once(oscillator: MDSettings) -> None:
+    large = replace(oscillator, system_xml=oscillator.system_xml + 10_000 * '<Particle mass="12"/>')
+    packed = pickle.dumps(large)
+    assert len(packed) < len(large.system_xml) / 10
+    first, second = pickle.loads(packed), pickle.loads(packed)
+    assert first == second == large
+    assert first.system_xml is second.system_xml
 
 
 def test_settings_refuse_what_makes_no_sense(oscillator: MDSettings) -> None:
