@@ -168,9 +168,9 @@ class Generator:
                 representation.n_linear, representation.n_rotors, n_features, NetworkOptions(**header["network"])
             )
         network.load_state_dict(weights, assign=True)
-        steps = int(header["steps"])
-        if steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {steps}")
+        steps, n_atoms = int(header["steps"]), int(header["n_atoms"])
+        if steps < 1 or n_atoms != (len(own["inverse_masses"]) if "inverse_masses" in own else len(own["mixing"]) / 3):
+            raise ValueError(f"steps must be 1 or more and the atoms those of the arrays, got {steps} and {n_atoms}")
         return Generator(representation, network.requires_grad_(False), steps)
 
     def save(self, folder: Path) -> None:
