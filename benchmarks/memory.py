@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--evaluations", type=int, default=800, help="in a round")
+    parser.add_argument("--evaluations", type=int, default=400, help="in a round")
     given = parser.parse_args()
     options = SamplerOptions(
         rounds=given.rounds,
@@ -74,6 +74,7 @@ def main() -> None:
             assert sampler.campaign is not None
             rows = len(sampler.campaign.ledger.rows)
             records.append({"rss_mb": resident_mb(), "frames_mb": frames_mb(sampler), "ledger_rows": rows})
+            print(len(records) - 2, records[-1], flush=True)
 
         molecule = load_system(ROOT / "systems" / "three_atoms")
         sampler = ScoreSampler(molecule, seed=1, workers=0, options=options, on_round=after_phase, journal=journal)

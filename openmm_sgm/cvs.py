@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 MAXIMUM_CVS = 3
+MOST_WINDOWS = 10_000
 RESERVED_NAMES = ("free_energy_kj_mol", "std_error_kj_mol", "log_weight")
 Values = Callable[[mdtraj.Trajectory], np.ndarray]
 Unit = Literal["rad", "nm", ""]
@@ -105,6 +106,8 @@ class CollectiveVariable(ABC):
             raise InputError(f"CV '{name}': the minimum must be below the maximum, got {minimum} and {maximum}")
         if self.windows is not None and self.windows < 1:
             raise InputError(f"CV '{name}': windows must be 1 or more, got {windows}")
+        if self.windows is not None and self.windows > MOST_WINDOWS:
+            raise InputError(f"CV '{name}': windows must be {MOST_WINDOWS:,} or fewer, got {windows}")
         if self.force_constant is not None and self.force_constant <= 0:
             raise InputError(f"CV '{name}': the force constant must be positive, got {force_constant}")
 

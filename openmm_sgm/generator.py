@@ -169,20 +169,23 @@ class Generator:
         arrays = load_tensors(tensors)
         given = dict(header["label_space"])
         thermal = bool(given.pop("thermal", False))
-        space = LabelSpace(**{name: tuple(values) for name, values in given.items()}, thermal=thermal)
+        numbers = {name: tuple(v if v is None else float(v) for v in values) for name, values in given.items()}
+        space = LabelSpace(**numbers, thermal=thermal)  # type: ignore[arg-type]
         own = {k.removeprefix("representation."): v for k, v in arrays.items() if k.startswith("representation.")}
         weights = {k.removeprefix("network."): torch.tensor(v) for k, v in arrays.items() if k.startswith("network.")}
         kind = {name: kind for kind, name in _KINDS.items()}[header.get("representation", "internal")]
         representation = kind.from_arrays(own, space, int(header["n_atoms"]))
         n_features = weights["condition.0.weight"].shape[1] - 5
+        if space.features(torch.zeros(1, len(space.minimum), dtype=torch.float64)).shape[1] - 1 != n_features:
+            raise ValueError("the network was trained with other labels")
         with torch.device("meta"):  # whatever size the header asks for, only the weights that are there take memory
             network = ScoreNetwork(
                 representation.n_linear, representation.n_rotors, n_features, NetworkOptions(**header["network"])
             )
         network.load_state_dict(weights, assign=True)
-        steps = int(header["steps"])
-        if steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {steps}")
+        steps, n_atoms = int(header["steps"]), int(header["n_atoms"])
+        if steps < 1 or n_atoms != (len(own["inverse_masses"]) if "inverse_masses" in own else len(own["mixing"]) / 3):
+            raise ValueError(f"steps must be 1 or more and the atoms those of the arrays, got {steps} and {n_atoms}")
         return Generator(representation, network.requires_grad_(False), steps)
 
     def save(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
@@ -26,7 +27,7 @@ HEADER = "frames.json"
 SHARD_FRAMES = 100
 """Frames written at once: what a kill can lose at most."""
 UNITS = {"positions": "nm", "forces": "kJ/mol/nm", "energies": "kJ/mol", "steps": ""}
-DAMAGE = (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile)
+DAMAGE = (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile, zlib.error, MemoryError, RuntimeError)
 """What reading a file raises whose content is not what was written."""
 
 

@@ -7,6 +7,7 @@ import csv
 import json
 import platform as host
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
@@ -53,7 +54,10 @@ OLDER_VERSION = 1
 """Of a state without digests, platform and the order of windows; it is read, and goes on equivalently."""
 CHUNK = 4096
 """Bins whose distance from all windows is computed at once."""
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, SafetensorError, csv.Error)
+DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError),
+    *(BadZipFile, zlib.error, SafetensorError, csv.Error),
+)
 """What reading a file raises whose content is not what was written."""
 MOST_SAMPLES = 20_000
 """Configurations written to samples.dcd at most; more are thinned at random, which leaves the weights right."""

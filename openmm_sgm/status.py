@@ -124,7 +124,7 @@ def read_status(folder: Path) -> dict[str, Any]:
         content = json.loads((folder / "status.json").read_text())
     except OSError:
         raise InputError(f"{folder} holds no run") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{folder / 'status.json'} is damaged") from None
     whole = isinstance(content, dict) and all(isinstance(content.get(k), kind) for k, kind in _FIELDS.items())
     if not whole or not all(isinstance(record, dict) for record in content["history"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ __all__ = ["MolecularSystem", "bin_counts", "check_supported"]
 
 PERIODIC_BINS = 36
 BINS = 40
+MOST_BINS = 4_000_000
 DEFAULT_FRICTION_PER_PS = 1.0
 TEMPERATURE_TOLERANCE_K = 0.01
 CV_TOLERANCE = 2e-3
@@ -435,6 +437,8 @@ def bin_counts(bins: Sequence[int] | int | None, cvs: Sequence[CollectiveVariabl
         raise InputError(f"bins must be whole numbers, one for each of the {len(cvs)} CVs, got {bins!r}") from None
     if len(result) != len(cvs) or min(result) < 2:
         raise InputError(f"bins must be 2 or more for each of the {len(cvs)} CVs, got {bins!r}")
+    if math.prod(result) > MOST_BINS:
+        raise InputError(f"a surface has at most {MOST_BINS:,} bins, got {' x '.join(map(str, result))}: give fewer")
     return result
 
 

@@ -108,7 +108,11 @@ def _in_words(problem: Any) -> str:
 
 def _inside(folder: Path, name: str) -> Path:
     """Return the path of file `name` of the folder; refuse one that leads out of it, or that does not exist."""
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+        path.exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        raise InputError(f"{name[:60]!r} is no name of a file") from None
     if not path.is_relative_to(folder.resolve()):
         raise InputError(f"'{name}' lies outside {folder}: all files of a system must be in its folder")
     if not path.is_file():
@@ -138,7 +142,7 @@ def _build_system(folder: Path, options: _SystemFile, topology: app.Topology) ->
             raise InputError(f"{', '.join(given)} belong to force_field; '{options.system}' has them already")
         try:
             system = openmm.XmlSerializer.deserialize(_inside(folder, options.system).read_text())
-        except (openmm.OpenMMException, UnicodeDecodeError, OSError) as error:
+        except (openmm.OpenMMException, ValueError, OSError) as error:
             raise InputError(f"'{options.system}' cannot be read: {one_line(error)}") from error
         if not isinstance(system, openmm.System):
             raise InputError(f"'{options.system}' holds no System but {type(system).__name__}")
