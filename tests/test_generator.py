@@ -177,7 +177,7 @@ def test_work_is_spread_without_loss(alanine_generator: tuple[Generator, np.ndar
     spread = log_densities(generator, samples.positions[rows], c[rows], SerialExecutor(), chunks)
     np.testing.assert_allclose(spread, samples.log_density[rows], atol=0.02)
     for column, alone in zip(samples, generate(generator, labels, counts, seeds(), SerialExecutor(), 1), strict=True):
-        np.testing.assert_array_equal(column, alone)  # seen to fail when every unit had a seed, not every block
+        np.testing.assert_array_equal(column, alone)  # seen to fail when seeds depend on the number of workers
 
 
 def test_draws_that_a_worker_fails_at_twice_are_marked_and_the_others_stay(
