@@ -119,7 +119,7 @@ class JournalExecutor(Executor):
 
     Units are kept in pieces: walkers one by one, draws by the block, energies by the `EVALUATIONS_KEPT`. What of a unit
     is missing runs as one, so that a kill loses no more than the units that are running, and units of another size, as
-    another number of workers has them, find their pieces. What fails is not kept.
+    another number of workers has them, find their pieces. What fails or holds numbers that are not finite is not kept.
     """
 
     def __init__(self, executor: Executor, journal: Journal) -> None:
@@ -157,7 +157,8 @@ class JournalExecutor(Executor):
                 else:
                     try:
                         for k, result in zip(missing, kind.divide(done.result()), strict=True):
-                            self.journal.keep(keys[k], result)
+                            if _sound(result):
+                                self.journal.keep(keys[k], result)
                             results[k] = result
                         answer.set_result(kind.join(results))
                     except (TypeError, ValueError, LookupError) as damaged:  # what came back is no result of this
@@ -221,6 +222,19 @@ _PIECES: dict[Callable[..., Any], _Pieces] = {
         _columns,
     ),
 }
+
+
+def _sound(result: Any) -> bool:
+    """Return whether a result is one to be found again: what failed, or may be damaged, is to be computed again."""
+    if isinstance(result, SegmentResult):
+        return result.failure is None and _finite(result.positions, result.energies, result.forces)
+    if isinstance(result, Samples):
+        return _finite(result.positions[result.valid], result.log_density[result.valid])
+    return _finite(*result) if isinstance(result, tuple) else _finite(result)
+
+
+def _finite(*values: Any) -> bool:
+    return all(np.isfinite(value).all() for value in values if isinstance(value, np.ndarray | float))
 
 
 def _shortened(unit: Any) -> Any:

@@ -163,6 +163,12 @@ def _warnings(run: RunData) -> list[str]:
         found.append(f"The step error of the log density, {_number(error)} kT, is above {MOST_DENSITY_ERROR_KT} kT.")
     for window, reason in result["windows"]["set_aside"].items():
         found.append(f"The window at {window} was set aside: {reason}.")
+    units = result["units"]
+    if units["retried"]:
+        found.append(
+            f"Of {units['run']} units of work {units['retried']} failed and were done again, and {units['set_aside']} "
+            "walkers or batches of draws failed twice and were set aside; these are in no estimate."
+        )
     low = below(run, run.data["micro"], run.height)
     poor = low & (run.data["acceptance"] < LEAST_ACCEPTANCE)
     if poor.any():

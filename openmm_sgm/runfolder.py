@@ -218,6 +218,11 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         "platform": campaign.platform.name,
         "seed": sampler.seed,
         "versions": versions(),
+        "units": {
+            "run": campaign.cost.units_run,
+            "retried": campaign.cost.units_retried,
+            "set_aside": campaign.cost.units_set_aside,
+        },
         "windows": {
             "visited": len(campaign.walkers),
             "above_the_explored_height": [campaign.describe(w) for w in too_high],
