@@ -408,10 +408,7 @@ def test_a_finished_run_leaves_no_journal(alone: tuple[Path, Path]) -> None:
 
 
 def test_killed_again_and_again_the_run_gives_the_same_bytes(alone: tuple[Path, Path], tmp_path: Path) -> None:
-    """Killed (SIGKILL) in the exploration and in two rounds, the run goes on to the same results, bit for bit.
-
-    Seen to fail with the walkers saved in the order of their windows instead of that of their visits.
-    """
+    """Killed (SIGKILL) in the exploration and in two rounds, the run goes on to the same results, bit for bit."""
     system, whole = alone
     folder, kills = tmp_path / "out", []
     for stage in ("exploration", "round 1", "round 3"):
