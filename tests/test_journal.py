@@ -472,7 +472,7 @@ def test_first_interrupt_ends_gently_and_a_script_goes_on(alone: tuple[Path, Pat
             pass
         sampler.run(4000 - spent)
         assert sampler.journal is not None
-        assert sampler.journal.found > 3
+        assert sampler.journal.found > 0
     assert (folder / "state").is_dir()
     assert sampler.campaign is not None
     sampler.campaign.ledger.write(tmp_path / "ledger.csv")
