@@ -477,7 +477,7 @@ def test_state_of_the_version_before_is_read(finished: FinishedRun, copied: Path
 
 @pytest.mark.parametrize("name", ["state.json", "chain-4.npz", "walkers-4.npz", "draws-1.npz", "ledger-4.csv"])
 def test_any_flipped_bit_of_the_state_is_refused(name: str, finished: FinishedRun, copied: Path) -> None:
-    """Seen to fail without the digests: a digit of the ledger or of the JSON was taken over as it stood."""
+    """The archives have checksums of their own; the ledger and the JSON have only the state's digests."""
     path = copied / "state" / name
     whole = path.read_bytes()
     rng = np.random.default_rng(3)
