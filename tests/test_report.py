@@ -230,6 +230,7 @@ def healthy_result() -> dict[str, Any]:
         "seed": 7,
         "ledger_rows": 12,
         "versions": {"openmm_sgm": "9.8.7", "openmm": "8.2.0"},
+        "units": {"run": 40, "retried": 0, "set_aside": 0},
         "windows": {
             "visited": 20,
             "above_the_explored_height": [],
@@ -543,6 +544,13 @@ def test_step_error_is_warned_of(tmp_path: Path, no_pictures: None) -> None:
     found = warnings_of(tmp_path, healthy_data(2), result)
     assert found == ["The step error of the log density, 0.20 kT, is above 0.05 kT."]
     assert warnings_of(tmp_path, healthy_data(2), result | {"density_error_kt": 0.049}) == []
+
+
+def test_units_done_again_are_counted(tmp_path: Path, no_pictures: None) -> None:
+    result = healthy_result()
+    result["units"] = {"run": 40, "retried": 3, "set_aside": 1}
+    (text,) = [w for w in warnings_of(tmp_path, healthy_data(2), result) if "units of work" in w]
+    assert text.startswith("Of 40 units of work 3 failed and were done again, and 1 walkers or batches")
 
 
 def test_windows_set_aside_are_named(tmp_path: Path, no_pictures: None) -> None:
