@@ -551,7 +551,10 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
             )
         if content["seed"] != sampler.seed:
             raise InputError(f"the run in {folder} has seed {content['seed']}, not {sampler.seed}")
-        differing = [key for key, value in _setup(sampler).items() if content["setup"].get(key) != value]
+        setup = content["setup"]
+        if version == OLDER_VERSION and len(setup["dynamics"]) == 3:  # there was one integrator then
+            setup["dynamics"].append("langevin_middle")
+        differing = [key for key, value in _setup(sampler).items() if setup.get(key) != value]
         if differing:
             raise InputError(f"the run in {folder} is of another setup, in its {', '.join(differing)}")
         if version == STATE_VERSION:

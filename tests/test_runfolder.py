@@ -462,6 +462,7 @@ def test_state_of_the_version_before_is_read(finished: FinishedRun, copied: Path
         del content[key]
     for level in content["levels"]:
         del level["parts"]
+    content["setup"]["dynamics"] = content["setup"]["dynamics"][:3]  # there was one integrator
     path.write_text(json.dumps(content | {"version": 1}))
     sampler = new_sampler(finished.system)
     load_state(copied, sampler)
