@@ -19,7 +19,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from openmm_sgm.workers import Limited
 ROOT = Path(__file__).parents[1]
 SYSTEM = ROOT / "systems" / "alanine_dipeptide_obc"
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
-FORCE_EVALUATIONS, SEED = 200_000, 1
+FORCE_EVALUATIONS, SEED = 100_000, 1
 WORKERS = (1, 2, 10, 100, 1000)
 HEAVIER = 100.0
 """A force field this much slower per evaluation, as of a molecule of some thousand atoms."""
@@ -41,25 +40,41 @@ LATENCY_SECONDS = 0.001
 KINDS = {"_run_chunk": "dynamics", "_evaluate_chunk": "energies", "_sample_unit": "draws", "_density_unit": "densities"}
 
 
+class _Clock:
+    """Virtual time of one kind of system: when each worker is free, where the submitting process is, work done."""
+
+    def __init__(self, workers: int, heavier: float) -> None:
+        self.heavier, self.free, self.now = heavier, [0.0] * workers, 0.0
+        self.busy: dict[str, float] = defaultdict(float)
+
+    def work(self, kind: str, seconds: float, latency: float) -> float:
+        """Give a unit to the worker that is free first; return when it ends."""
+        if kind in ("dynamics", "energies"):
+            seconds *= self.heavier
+        self.busy[kind] += seconds
+        end = max(heapq.heappop(self.free), self.now) + latency + seconds
+        heapq.heappush(self.free, end)
+        return end
+
+
 class SimulatedWorkers(Executor):
     """Runs units when they are submitted, and keeps the time that so many workers would have taken.
 
     Attributes
     ----------
-    busy : seconds of work, by its kind; now : seconds since the start on the virtual clock of the submitting process
+    clocks : one for the system as it is, and one for a heavier one
     """
 
-    def __init__(self, workers: int, heavier: float = 1.0, latency: float = LATENCY_SECONDS) -> None:
-        self.heavier, self.latency = heavier, latency
-        self.free = [0.0] * workers
-        self.busy: dict[str, float] = defaultdict(float)
-        self.units, self.now, self._mark = 0, 0.0, time.process_time()
+    def __init__(self, workers: int, latency: float = LATENCY_SECONDS) -> None:
+        self.clocks = [_Clock(workers, heavier) for heavier in (1.0, HEAVIER)]
+        self.latency, self.units, self._mark = latency, 0, time.process_time()
 
     def tick(self) -> None:
         """Charge what this process has computed since the last call to its own clock."""
         spent = time.process_time() - self._mark
-        self.busy["main process"] += spent
-        self.now += spent
+        for clock in self.clocks:
+            clock.busy["main process"] += spent
+            clock.now += spent
         self._mark = time.process_time()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -67,48 +82,28 @@ class SimulatedWorkers(Executor):
         kind = KINDS.get(function.__name__, "other")
         pickle.dumps((args, kwargs))  # what handing it over costs this process
         self.tick()
-        begun = time.process_time()
         result = fn(*args, **kwargs)
-        seconds = time.process_time() - begun
-        if kind in ("dynamics", "energies"):
-            seconds *= self.heavier
-        self.busy[kind] += seconds
+        seconds = time.process_time() - self._mark
+        ends = [clock.work(kind, seconds, self.latency) for clock in self.clocks]
         self.units += 1
-        end = max(heapq.heappop(self.free), self.now) + self.latency + seconds
-        heapq.heappush(self.free, end)
         self._mark = time.process_time()
-        future = _AtTime(self, end)
+        future = _AtTime(self, ends)
         future.set_result(result)
         return future
 
 
 class _AtTime(Future[Any]):
-    """A result that whoever asks for has to wait for, on the virtual clock."""
+    """A result that whoever asks for has to wait for, on the virtual clocks."""
 
-    def __init__(self, workers: SimulatedWorkers, end: float) -> None:
+    def __init__(self, workers: SimulatedWorkers, ends: list[float]) -> None:
         super().__init__()
-        self.workers, self.end = workers, end
+        self.workers, self.ends = workers, ends
 
     def result(self, timeout: float | None = None) -> Any:
         self.workers.tick()
-        self.workers.now = max(self.workers.now, self.end)
+        for clock, end in zip(self.workers.clocks, self.ends, strict=True):
+            clock.now = max(clock.now, end)
         return super().result(timeout)
-
-
-@dataclass
-class Run:
-    """One run: seconds (virtual, or of a real clock), seconds of work by kind, units."""
-
-    workers: int
-    seconds: float
-    busy: dict[str, float] = field(default_factory=dict)
-    units: int = 0
-
-    def row(self, alone: float) -> dict[str, Any]:
-        efficiency = alone / self.seconds / self.workers
-        return {"workers": self.workers, "seconds": self.seconds, "efficiency": efficiency, "units": self.units} | {
-            "seconds_of": self.busy
-        }
 
 
 def sampler(executor: Executor | None, workers: int) -> sgm.ScoreSampler:
@@ -116,22 +111,24 @@ def sampler(executor: Executor | None, workers: int) -> sgm.ScoreSampler:
     return sgm.ScoreSampler(load_system(SYSTEM), seed=SEED, workers=workers, executor=executor, options=options)
 
 
-def simulated(workers: int, heavier: float) -> Run:
-    executor = SimulatedWorkers(workers, heavier)
+def simulated(workers: int) -> list[dict[str, Any]]:
+    """Return for each clock the seconds, of which kinds of work, and the number of units."""
+    executor = SimulatedWorkers(workers)
     run = sampler(executor, workers)
-    executor.tick()
-    executor.busy.clear()
-    executor.now, executor.free = 0.0, [0.0] * workers
+    executor._mark = time.process_time()  # the sampler's own start, the platform's timing, is not the loop's
     run.run(budget())
     executor.tick()
-    return Run(workers, executor.now, dict(executor.busy), executor.units)
+    return [
+        {"workers": workers, "seconds": clock.now, "units": executor.units, "seconds_of": dict(clock.busy)}
+        for clock in executor.clocks
+    ]
 
 
-def real(workers: int) -> Run:
+def real(workers: int) -> dict[str, Any]:
     run = sampler(None, workers)
     started = time.perf_counter()
     run.run(budget())
-    return Run(workers, time.perf_counter() - started)
+    return {"workers": workers, "seconds": time.perf_counter() - started}
 
 
 def budget() -> int:
@@ -140,14 +137,13 @@ def budget() -> int:
 
 def main() -> None:
     results: dict[str, Any] = {"force_evaluations": budget(), "latency_seconds": LATENCY_SECONDS, "heavier": HEAVIER}
-    for name, heavier in (("as it is", 1.0), ("heavier", HEAVIER)):
-        runs = [simulated(workers, heavier) for workers in WORKERS]
-        results[name] = [run.row(runs[0].seconds) for run in runs]
+    results["real"] = [real(workers) for workers in (1, 2)]
+    print(results["real"], flush=True)
+    by_clock = list(zip(*(simulated(workers) for workers in WORKERS), strict=True))
+    for name, rows in zip(("as it is", "heavier"), by_clock, strict=True):
+        results[name] = [row | {"efficiency": rows[0]["seconds"] / row["seconds"] / row["workers"]} for row in rows]
         for row in results[name]:
             print(name, json.dumps(row), flush=True)
-    runs = [real(workers) for workers in (1, 2)]
-    results["real"] = [{"workers": run.workers, "seconds": run.seconds} for run in runs]
-    print(results["real"])
     if "--quick" not in sys.argv:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
