@@ -19,7 +19,7 @@ SMALL = sgm.SamplerOptions(
 HOT = (500.0, 1000.0, 2000.0)
 LADDER = {"bimodal": HOT, "muller_brown": HOT}
 """Where the fast variable has two modes, which no window leaves by itself."""
-BUDGET = {"bimodal": 80_000, "muller_brown": 80_000, "s_shape": 80_000}
+BUDGET = {"bimodal": 80_000, "muller_brown": 120_000, "s_shape": 120_000}
 """Force evaluations where 20,000 do not suffice: with 40,000 the S has labels that are refused."""
 LABELS, DRAWS = 50, 150
 

@@ -21,8 +21,8 @@ QUICK = SamplerOptions(
     md_steps=20,
     density_error=1.0,
     exploration_training_steps=50,
-    training=TrainingOptions(steps=100, batch_size=256, check_every=50, rows=2000),
-    network=NetworkOptions(width=32, hidden=32, conditioning=16),
+    training=TrainingOptions(steps=300, batch_size=256, check_every=50, rows=2000),
+    network=NetworkOptions(width=64, hidden=48, conditioning=16),
 )
 
 
