@@ -35,7 +35,7 @@ from openmm_sgm.system_file import load_system
 from openmm_sgm.windows import WindowGrid
 
 ROOT = Path(__file__).parents[1]
-PHASE_SECONDS, WINDOWS, FRAME_INTERVAL, TURNS = 12.0, 120, 20, 5
+PHASE_SECONDS, WINDOWS, FRAME_INTERVAL, TURNS = 8.0, 120, 20, 3
 
 
 def main(folder: Path) -> None:
