@@ -92,10 +92,7 @@ def moon_simulation() -> tuple[app.Simulation, tuple[sgm.CollectiveVariable, ...
 
 
 def test_a_users_brownian_simulation_is_sampled_and_resumed(tmp_path: Path) -> None:
-    """The surface within 0.25 kT of the closed form (and its own errors), and the same after saving and loading.
-
-    Seen to fail with windows run by the Langevin middle integrator: walkers have velocities then.
-    """
+    """The surface within 0.25 kT of the closed form (and its own errors), and the same after saving and loading."""
     simulation, cvs = moon_simulation()
     sampler = sgm.ScoreSampler(simulation, cvs, seed=2, workers=0, options=TINY)
     molecule = sampler.molecule
