@@ -104,6 +104,24 @@ class CellGrid:
         cells = np.ravel_multi_index(tuple(np.where(inside[:, None], index, 0).T), self.shape)
         return np.where(inside, cells, -1)
 
+    def mask(self, cells: np.ndarray, known: np.ndarray, name: str, otherwise: str) -> np.ndarray:
+        """Return a set of cells, a mask or indices, as a mask of those that are known.
+
+        Raises
+        ------
+        InputError
+            for a mask of another shape, or a set without a known cell: `name` and, for that, what to say of it.
+        """
+        cells = np.asarray(cells)
+        inside = np.zeros(self.n_cells, dtype=bool)
+        if cells.dtype == bool and cells.shape != inside.shape:
+            raise InputError(f"{name} must be a mask of shape {inside.shape} or cell indices, got shape {cells.shape}")
+        inside[cells] = True
+        inside &= known
+        if not inside.any():
+            raise InputError(f"{name} has no cell {otherwise}: choose other cells")
+        return inside
+
     def neighbours(self, offset: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return (cells, the cells that lie `offset` cells from them), where there are such."""
         index = np.stack(np.unravel_index(np.arange(self.n_cells), self.shape), axis=1) + np.array(offset)

@@ -246,15 +246,7 @@ class ReducedEquation:
 
     def mask(self, cells: np.ndarray, name: str) -> np.ndarray:
         """Return a set of cells, a mask or indices, as a mask of its known cells."""
-        cells = np.asarray(cells)
-        inside = np.zeros(self.grid.n_cells, dtype=bool)
-        if cells.dtype == bool and cells.shape != inside.shape:
-            raise InputError(f"{name} must be a mask of shape {inside.shape} or cell indices, got shape {cells.shape}")
-        inside[cells] = True
-        inside &= self.known
-        if not inside.any():
-            raise InputError(f"{name} has no cell whose drift and diffusion are known: choose other cells")
-        return inside
+        return self.grid.mask(cells, self.known, name, "whose drift and diffusion are known")
 
     def _inside(self, values: np.ndarray) -> np.ndarray:
         cells = self.grid.cells_of(values)

@@ -174,15 +174,7 @@ class TransitionModel:
         return values[0], spread(values[1:])
 
     def _mask(self, cells: np.ndarray, name: str) -> np.ndarray:
-        cells = np.asarray(cells)
-        inside = np.zeros(self.grid.n_cells, dtype=bool)
-        if cells.dtype == bool and cells.shape != inside.shape:
-            raise InputError(f"{name} must be a mask of shape {inside.shape} or cell indices, got shape {cells.shape}")
-        inside[cells] = True
-        inside &= self.known
-        if not inside.any():
-            raise InputError(f"{name} has no cell that enough bursts started from: choose other cells")
-        return inside
+        return self.grid.mask(cells, self.known, name, "that enough bursts started from")
 
     def _on_grid(self, values: np.ndarray) -> np.ndarray:
         """Return values of the known cells, shape (rows, n_known), on all cells, NaN elsewhere."""

@@ -88,7 +88,9 @@ def test_lifted_configurations_have_the_conditional_law(sampled: tuple[FastSlow,
     # at the overhangs of the S this small network is poor, and says so at a fifth of the labels (12 and 10 were seen)
     assert refused <= (0.3 if known.name == "s_shape" else 0.1) * LABELS
     assert np.mean(np.array(p_values) > 0.01) >= 0.95
-    assert np.mean(np.array(distances) < np.array(allowed)) >= 0.95
+    # what the generator hardly draws clumps in a chain: 0.97 was seen for half_moon
+    curved = known.name in ("muller_brown", "half_moon", "s_shape")
+    assert np.mean(np.array(distances) < np.array(allowed)) >= (0.95 if curved else 0.98)
 
 
 def test_both_modes_are_there_with_their_weights(sampled: tuple[FastSlow, sgm.ScoreSampler]) -> None:
