@@ -5,14 +5,17 @@
 Every turn runs the same segments, by as many units as a run would choose: in this process, in a pool of one worker, in
 a pool of two, and on Parsl's local workers (one, then two) where Parsl is installed. Turns alternate, so that a busy
 machine slows all alike; overheads and ratios are medians over turns. Workers are started, and have made their context,
-before the clock runs. `overhead` is the time of one worker over that in this process, minus one. `serialised_mb` and
-`send_seconds` are the size of the system in a unit and the time to pack and unpack it, for the question whether units
-should carry it.
+before the clock runs. `independent` is the limit that the machine sets: the same segments halved between two processes
+that share nothing and are handed nothing while they run. `overhead` is the time of one worker over that in this
+process, minus one; `share_of_limit` the time of the two independent processes over that of two workers.
+`serialised_mb` and `send_seconds` are the size of the system in a unit and the time to pack and unpack it, for the
+question whether units should carry it.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import statistics
@@ -22,6 +25,7 @@ import time
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from importlib.util import find_spec
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +39,22 @@ from openmm_sgm.system_file import load_system
 from openmm_sgm.windows import WindowGrid
 
 ROOT = Path(__file__).parents[1]
-PHASE_SECONDS, WINDOWS, FRAME_INTERVAL, TURNS = 8.0, 120, 20, 3
+PHASE_SECONDS, WINDOWS, FRAME_INTERVAL, TURNS = 12.0, 120, 20, 5
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> float:
+    """Return the median over turns of the ratio of two times of a turn."""
+    return statistics.median(np.array(numerator) / np.array(denominator))
+
+
+def run_alone(settings: MDSettings, segments: list[Segment], barrier: Barrier) -> None:
+    """Run the segments when all processes are ready, once a turn."""
+    executor = SerialExecutor()
+    run_segments(settings, segments[:4], executor, 4)
+    for _ in range(TURNS):
+        barrier.wait()
+        run_segments(settings, segments, executor, 1)
+        barrier.wait()
 
 
 def main(folder: Path) -> None:
@@ -85,6 +104,11 @@ def main(folder: Path) -> None:
         units = {}
         for executor, workers in places.values():
             run_segments(settings, segments[: 4 * workers], executor, 4 * workers)
+        spawn = multiprocessing.get_context("spawn")
+        barrier = spawn.Barrier(3)
+        for half in (segments[::2], segments[1::2]):
+            spawn.Process(target=run_alone, args=(settings, half, barrier), daemon=True).start()
+        seconds["independent_2"] = []
         for _ in range(TURNS):
             for name, (executor, workers) in places.items():
                 counts = UnitCounts()
@@ -93,6 +117,10 @@ def main(folder: Path) -> None:
                 seconds[name].append(time.perf_counter() - started)
                 units[name] = counts.run
                 assert not any(result.failure for result in results)
+            barrier.wait()
+            started = time.perf_counter()
+            barrier.wait()
+            seconds["independent_2"].append(time.perf_counter() - started)
     started = time.perf_counter()
     packed = pickle.dumps(settings)
     pickle.loads(packed)
@@ -107,11 +135,13 @@ def main(folder: Path) -> None:
         "serialised_mb": len(packed) / 1e6,
         "send_seconds": time.perf_counter() - started,
     }
+    rows["independent_speed_up_2"] = ratio(seconds["serial"], seconds["independent_2"])
     for kind in ("processes", "parsl"):
         if f"{kind}_1" in seconds:
-            one, two = np.array(seconds[f"{kind}_1"]), np.array(seconds[f"{kind}_2"])
-            rows[f"{kind}_overhead"] = statistics.median(one / np.array(seconds["serial"]) - 1)
-            rows[f"{kind}_speed_up_2"] = statistics.median(one / two)
+            one, two = seconds[f"{kind}_1"], seconds[f"{kind}_2"]
+            rows[f"{kind}_overhead"] = ratio(one, seconds["serial"]) - 1
+            rows[f"{kind}_speed_up_2"] = ratio(one, two)
+            rows[f"{kind}_share_of_limit"] = ratio(seconds["independent_2"], two)
     output = ROOT / "benchmarks" / "results" / "executors.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rows, indent=1) + "\n")

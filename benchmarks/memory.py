@@ -72,7 +72,7 @@ def main() -> None:
             sampler._estimates.clear()
             gc.collect()
             assert sampler.campaign is not None
-            rows = len(sampler.campaign.ledger.rows)
+            rows = len(sampler.campaign.ledger)
             records.append({"rss_mb": resident_mb(), "frames_mb": frames_mb(sampler), "ledger_rows": rows})
             print(len(records) - 2, records[-1], flush=True)
 

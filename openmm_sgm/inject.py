@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,17 +118,51 @@ class LedgerRow:
 
 
 class Ledger:
-    """Every generated configuration in a CSV file: rows requested are rows written."""
+    """Every generated configuration in a CSV file: rows requested are rows written.
+
+    Held as arrays, about 50 bytes a row: a long run has millions.
+    """
 
     def __init__(self, cv_names: Sequence[str]) -> None:
         self.cv_names = tuple(cv_names)
-        self.rows: list[LedgerRow] = []
+        self._parts: list[np.ndarray] = []
+        self._words: dict[str, int] = {}
+        self._row = np.dtype(
+            [
+                ("round", np.int32),
+                ("temperature_k", np.float64),
+                ("window", np.int32),
+                ("label", np.float64, (len(self.cv_names),)),
+                ("purpose", np.int16),
+                ("energy", np.float64),
+                ("log_density", np.float64),
+                ("log_weight", np.float64),
+                ("verdict", np.int16),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    @property
+    def rows(self) -> list[LedgerRow]:
+        """All rows in the order in which they were added, made anew at every call."""
+        return list(self)
+
+    def __iter__(self) -> Iterator[LedgerRow]:
+        words = list(self._words)
+        number = 0
+        for part in self._parts:
+            for round_number, kelvin, window, label, purpose, energy, log_q, log_w, verdict in part.tolist():
+                place = (number, round_number, kelvin, window, tuple(label))
+                yield LedgerRow(*place, words[purpose], energy, log_q, log_w, words[verdict])
+                number += 1
 
     def add(
         self,
-        round_number: int,
-        temperature_k: float,
-        purpose: str,
+        round_number: int | np.ndarray,
+        temperature_k: float | np.ndarray,
+        purpose: str | Iterable[str],
         windows: np.ndarray,
         labels: np.ndarray,
         energies: np.ndarray,
@@ -136,23 +170,31 @@ class Ledger:
         log_weights: np.ndarray,
         verdicts: Iterable[str],
     ) -> None:
-        """Add one row for each configuration; arrays of shape (n,), labels (n, n_cvs)."""
-        columns = zip(windows, labels, energies, log_density, log_weights, verdicts, strict=True)
-        for window, label, energy, log_q, log_w, verdict in columns:
-            self.rows.append(
-                LedgerRow(
-                    len(self.rows),
-                    round_number,
-                    temperature_k,
-                    int(window),
-                    tuple(float(v) for v in label),
-                    purpose,
-                    float(energy),
-                    float(log_q),
-                    float(log_w),
-                    verdict,
-                )
-            )
+        """Add one row for each configuration; arrays of shape (n,), labels (n, n_cvs).
+
+        Raises
+        ------
+        ValueError
+            when columns have different lengths.
+        """
+        verdict_codes = [self._code(word) for word in verdicts]
+        columns = (windows, labels, energies, log_density, log_weights, verdict_codes)
+        if len({len(column) for column in columns}) > 1:
+            raise ValueError(f"the ledger was given columns of {', '.join(str(len(c)) for c in columns)} rows")
+        part = np.empty(len(windows), dtype=self._row)
+        part["round"], part["temperature_k"], part["window"] = round_number, temperature_k, windows
+        part["label"], part["energy"], part["log_density"], part["log_weight"] = (
+            labels,
+            energies,
+            log_density,
+            log_weights,
+        )
+        part["purpose"] = self._code(purpose) if isinstance(purpose, str) else [self._code(word) for word in purpose]
+        part["verdict"] = verdict_codes
+        self._parts.append(part)
+
+    def _code(self, word: str) -> int:
+        return self._words.setdefault(word, len(self._words))
 
     def write(self, path: Path) -> None:
         """Write the ledger, atomically; values that are not finite are left empty."""
@@ -162,7 +204,7 @@ class Ledger:
             labels = [f"label_{name}" for name in self.cv_names]
             tail = ["purpose", "energy_kj_mol", "log_density", "log_weight", "verdict"]
             writer.writerow(["number", "round", "temperature_k", "window", *labels, *tail])
-            for row in self.rows:
+            for row in self:
                 numbers = [_text(v) for v in (row.energy, row.log_density, row.log_weight)]
                 label = [f"{v:.6f}" for v in row.label]
                 place = [row.number, row.round, f"{row.temperature_k:g}", row.window]
@@ -174,11 +216,24 @@ class Ledger:
         """Read what `write` wrote; values that were not finite come back as NaN."""
         ledger = Ledger(cv_names)
         with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                label = tuple(float(row[f"label_{name}"]) for name in cv_names)
-                energy, log_q, log_w = (float(row[k] or "nan") for k in ("energy_kj_mol", "log_density", "log_weight"))
-                place = int(row["number"]), int(row["round"]), float(row["temperature_k"]), int(row["window"])
-                ledger.rows.append(LedgerRow(*place, label, row["purpose"], energy, log_q, log_w, row["verdict"]))
+            rows = list(csv.DictReader(file))
+        if [int(row["number"]) for row in rows] != list(range(len(rows))):
+            raise ValueError("the ledger's rows are not numbered from 0 on")
+        energies, log_q, log_w = (
+            np.array([float(row[name] or "nan") for row in rows])
+            for name in ("energy_kj_mol", "log_density", "log_weight")
+        )
+        ledger.add(
+            np.array([int(row["round"]) for row in rows], dtype=np.int32),
+            np.array([float(row["temperature_k"]) for row in rows]),
+            [row["purpose"] for row in rows],
+            np.array([int(row["window"]) for row in rows], dtype=np.int32),
+            np.array([[float(row[f"label_{name}"]) for name in cv_names] for row in rows]).reshape(-1, len(cv_names)),
+            energies,
+            log_q,
+            log_w,
+            [row["verdict"] for row in rows],
+        )
         return ledger
 
 

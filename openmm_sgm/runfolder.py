@@ -389,7 +389,7 @@ def save_state(folder: Path, sampler: ScoreSampler) -> None:
             "history": sampler.history,
             "round": campaign.round,
             "plan": asdict(campaign.plan),
-            "ledger_rows": len(campaign.ledger.rows),
+            "ledger_rows": len(campaign.ledger),
             "cost": asdict(campaign.cost),
             "trainings": shared.trainings,
             "rotors": shared.rotors,
@@ -571,7 +571,7 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
         campaign.plan, campaign.round = Plan(**content["plan"]), content["round"]
         campaign.density_error = float("nan") if content["density_error"] is None else content["density_error"]
         shared.ledger = Ledger.read(state / f"ledger-{number}.csv", campaign.ledger.cv_names)
-        if len(campaign.ledger.rows) != content["ledger_rows"]:
+        if len(campaign.ledger) != content["ledger_rows"]:
             raise ValueError("the ledger has lost rows")
         sampler.restore(campaign, content["history"], content["wall_seconds"], content["sampler_seeds"])
     except InputError:
