@@ -145,6 +145,11 @@ class Ledger:
         return sum(len(part) for part in self._parts)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the rows take in memory."""
+        return sum(part.nbytes for part in self._parts)
+
+    @property
     def rows(self) -> list[LedgerRow]:
         """All rows in the order in which they were added, made anew at every call."""
         return list(self)

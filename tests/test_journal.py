@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -446,6 +447,67 @@ def test_full_disk_ends_with_a_sentence_and_the_run_goes_on(alone: tuple[Path, P
     assert describe(folder)[0].startswith("failed: ")
     again = subprocess.run(command(system, folder, "--resume"), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
+    assert results(folder) == results(whole)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a file system of its own")
+def test_small_disk_fills_up_and_the_run_goes_on_after_it_grew(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    """A real full disk: a tmpfs too small for the run. It ends with a sentence; made larger, the run goes on.
+
+    A read-only mount is refused in a sentence, and nothing in the folder has changed.
+    """
+    system, whole = alone
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(disk)]
+    if subprocess.run(["unshare", "-m", *mount], capture_output=True, check=False).returncode:
+        pytest.skip("file systems may not be mounted here")
+    folder = disk / "out"
+    steps = [
+        shlex.join(mount),
+        f"{shlex.join(command(system, folder))} 2> full; echo $? >> codes",
+        f"mount -o remount,ro {disk}; ls -lR {folder} > before",
+        f"{shlex.join(command(system, folder, '--resume'))} 2> read_only; echo $? >> codes",
+        f"ls -lR {folder} > after",
+        f"mount -o remount,rw,size=100m {disk}",
+        f"{shlex.join(command(system, folder, '--resume'))} 2> larger; echo $? >> codes",
+        f"cp -r {folder} out",
+    ]
+    subprocess.run(["unshare", "-m", "sh", "-c", "\n".join(steps)], cwd=tmp_path, check=True, capture_output=True)
+    full, read_only, larger = ((tmp_path / name).read_text() for name in ("full", "read_only", "larger"))
+    assert (tmp_path / "codes").read_text().split() == ["1", "2", "0"], (full, read_only, larger)
+    assert "Traceback" not in full + read_only + larger
+    assert "No space left on device" in full.splitlines()[-1]
+    assert full.splitlines()[-1].endswith("--resume")
+    assert "Read-only file system" in read_only.splitlines()[-1]
+    assert (tmp_path / "before").read_text() == (tmp_path / "after").read_text()
+    assert results(tmp_path / "out") == results(whole)
+
+
+def test_second_interrupt_stops_at_once_with_its_workers(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    """Ctrl-C twice in a terminal, which signals the whole group: no worker is left, and the run goes on."""
+    system, whole = alone
+    folder = tmp_path / "out"
+    process = subprocess.Popen(
+        command(system, folder, "--workers", "2"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not _stands_in(folder, "round 1"):
+        time.sleep(0.002)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    errors = process.communicate(timeout=60)[1]  # ends when the workers, which hold stderr as well, are gone
+    assert process.returncode == 130
+    assert "openmm-sgm: stopped" in errors
+    assert "Traceback" not in errors
+    last = subprocess.run(
+        command(system, folder, "--resume", "--workers", "0"), capture_output=True, text=True, check=False
+    )
+    assert last.returncode == 0, last.stderr
     assert results(folder) == results(whole)
 
 
