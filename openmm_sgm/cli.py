@@ -1,4 +1,4 @@
-"""The command line: `new`, `run`, `train`, `compare`, `status`, `report`. Bad input: one sentence, exit code 2."""
+"""The command line: what each verb of `arguments` does. Bad input: one sentence, exit code 2."""
 
 from __future__ import annotations
 
@@ -16,177 +16,37 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import DEFAULT_EVALUATIONS, DEFAULT_LARGEST, DEFAULT_QUICK, DEFAULT_SEED, make_parser
+
 if TYPE_CHECKING:
     from .journal import Journal
     from .options import SamplerOptions
 
 __all__ = ["main"]
 
-DEFAULT_EVALUATIONS, DEFAULT_QUICK, DEFAULT_SEED = 250_000, 300_000, 1
-DEFAULT_LARGEST = 2_000_000
 SAVE_SECONDS = 1.0
-EXIT_CODES = "Exit codes: 0 done, 1 a run could not go on, 2 input that cannot be used, 130 interrupted."
+RED, YELLOW = 31, 33
+"""ANSI colours of errors and warnings, on terminals alone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 when a run failed, 2 for bad input, 130 when interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    options = make_parser().parse_args(given)
     # Imports wait until the arguments are known to be good: --help and a misspelt option should not take seconds.
     from .units import InputError, SamplingError
 
     try:
-        return int(options.function(options, shlex.join(["openmm-sgm", *given])))
+        return _VERBS[options.command](options, shlex.join(["openmm-sgm", *given]))
     except InputError as error:
-        print(f"openmm-sgm: {error}", file=sys.stderr)
+        print(_painted(f"openmm-sgm: {error}", RED), file=sys.stderr)
         return 2
     except SamplingError as error:
-        print(f"openmm-sgm: {error}", file=sys.stderr)
+        print(_painted(f"openmm-sgm: {error}", RED), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("openmm-sgm: interrupted", file=sys.stderr)
         return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    from . import __version__
-
-    parser = argparse.ArgumentParser(
-        prog="openmm-sgm",
-        description="Free-energy surfaces by a score model with exact injection into OpenMM.",
-        epilog=EXIT_CODES,
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    new = verbs.add_parser(
-        "new",
-        help="write a system folder for a molecule, with torsions to choose from",
-        description="Example: openmm-sgm new leucine --pdb leucine.pdb --solvent obc",
-    )
-    new.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
-    new.add_argument("--pdb", type=Path, required=True, metavar="FILE", help="the molecule, complete but for hydrogens")
-    new.add_argument(
-        "--force-field", default="amber99sbildn.xml", metavar="NAME", help="OpenMM's, or a file (default %(default)s)"
-    )
-    new.add_argument("--solvent", default="vacuum", metavar="S", help="vacuum (default) or obc, generalised Born")
-    new.add_argument("--add-hydrogens", action="store_true", help="those missing at pH 7; added anyway if it has none")
-    new.set_defaults(function=_new)
-
-    run = verbs.add_parser(
-        "run",
-        help="sample a system folder and write surface, samples and report",
-        epilog="All that has been computed is kept in DIR at once: after Ctrl-C (once to stop after what is running, "
-        f"twice to stop at once), a kill or a loss of power, --resume goes on from there. {EXIT_CODES}",
-    )
-    run.add_argument("system", type=Path, metavar="SYSTEM_FOLDER", help="a folder with system.toml")
-    run.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
-    run.add_argument(
-        "--force-evaluations",
-        type=int,
-        metavar="N",
-        help=f"the budget: every MD step and every energy counts (default {DEFAULT_EVALUATIONS}, or that of the run to "
-        "resume)",
-    )
-    run.add_argument(
-        "--target-error",
-        type=float,
-        metavar="KJ_MOL",
-        help="end earlier, when the surface's RMS standard error is below this",
-    )
-    run.add_argument(
-        "--workers",
-        type=int,
-        metavar="W",
-        help="processes (default: the processors there are, or as many as the run to resume had)",
-    )
-    run.add_argument(
-        "--executor",
-        choices=["serial", "processes", "parsl"],
-        default="processes",
-        help="where work runs: in this process, in processes on this machine (default), or wherever Parsl is told",
-    )
-    run.add_argument(
-        "--executor-config", type=Path, metavar="FILE", help="workers and nodes for Parsl, see examples/executors"
-    )
-    run.add_argument("--platform", metavar="NAME", help="OpenMM platform (default: the fastest here, by timing)")
-    run.add_argument(
-        "--precision", default="mixed", metavar="P", help="single, mixed or double, on GPUs (default mixed)"
-    )
-    run.add_argument("--deterministic-forces", action="store_true", help="sum forces in an order that does not vary")
-    run.add_argument("--seed", type=int, metavar="S", help="default 1, or that of the run to resume")
-    run.add_argument(
-        "--ladder",
-        metavar="A,B,C",
-        help="temperatures (K) above the system's, such as 420,600,850, where states are looked for that no CV leads "
-        "to; in no estimate themselves",
-    )
-    run.add_argument(
-        "--quick",
-        action="store_true",
-        help="least time instead of fewest force evaluations, where these are cheap (the default is then "
-        f"{DEFAULT_QUICK}: opening windows over two torsions takes some 200000)",
-    )
-    run.add_argument(
-        "--generator", type=Path, metavar="DIR", help="begin with this generator: of `train`, or of another run"
-    )
-    run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
-    run.set_defaults(function=_run)
-
-    train = verbs.add_parser("train", help="train a generator on unbiased frames that there are already")
-    train.add_argument("system", type=Path, metavar="SYSTEM_FOLDER", help="a folder with system.toml")
-    data = train.add_mutually_exclusive_group(required=True)
-    data.add_argument(
-        "--trajectory",
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help="unbiased dynamics at the system's temperature, in a format that mdtraj reads; may be given several times",
-    )
-    data.add_argument("--frames", type=Path, metavar="FOLDER", help="what a FrameReporter has written")
-    train.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
-    train.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="S", help="default 1")
-    train.set_defaults(function=_train)
-
-    compare = verbs.add_parser("compare", help="run several methods on one system and compare their errors and costs")
-    compare.add_argument("system", type=Path, metavar="SYSTEM_FOLDER", help="a folder with system.toml")
-    compare.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
-    compare.add_argument("--methods", metavar="A,B,C", help="default: all (a wrong name tells which there are)")
-    compare.add_argument(
-        "--force-evaluations",
-        type=int,
-        metavar="N",
-        help=f"the largest budget of the series 50k, 100k, 250k, 500k, 1M, 2M (default {DEFAULT_LARGEST})",
-    )
-    compare.add_argument("--budgets", metavar="A,B,C", help="these budgets instead of the series")
-    compare.add_argument(
-        "--largest", metavar="METHOD=N,...", help="the largest budget of single methods, such as score=250000"
-    )
-    compare.add_argument("--ladder", metavar="A,B,C", help="hotter temperatures (K) for score, as in run")
-    compare.add_argument("--seeds", type=int, default=3, metavar="K", help="runs of each method (default 3)")
-    compare.add_argument(
-        "--reference",
-        type=Path,
-        metavar="FILE",
-        help="a surface.csv that counts as the truth (default: the mean of the methods' longest runs)",
-    )
-    compare.add_argument("--workers", type=int, metavar="W", help="processes (default: the processors there are)")
-    compare.add_argument(
-        "--resume", action="store_true", help="continue an interrupted comparison in DIR, or add to it"
-    )
-    compare.set_defaults(function=_compare)
-
-    status = verbs.add_parser("status", help="tell how far a live, finished or killed run is")
-    status.add_argument("folder", type=Path, metavar="DIR")
-    status.set_defaults(function=_status)
-
-    report = verbs.add_parser("report", help="write report.html anew from a finished run's folder")
-    report.add_argument("folder", type=Path, metavar="DIR")
-    report.add_argument(
-        "--comparison", type=Path, metavar="DIR", help="add a section with the comparison of methods in this folder"
-    )
-    report.set_defaults(function=_report)
-    return parser
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
@@ -266,7 +126,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     for line in _evidence(result):
         show.note(line)
     for warning in found:
-        show.note(f"warning: {warning}")
+        show.note(_painted(f"warning: {warning}", YELLOW))
     print(path)
     return 0
 
@@ -405,7 +265,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     path = write_comparison(options.output, result)
     for name, reasons in result.failures.items():
         for reason in reasons:
-            show.note(f"warning: {name}, {reason}")
+            show.note(_painted(f"warning: {name}, {reason}", YELLOW))
     if not Summary(result).methods:
         raise SamplingError(f"no method has given a surface: {options.output} says why")
     print(path)
@@ -474,6 +334,30 @@ def _report(options: argparse.Namespace, command: str) -> int:
 
     print(write_report(options.folder, options.comparison))
     return 0
+
+
+def _completion(options: argparse.Namespace, command: str) -> int:
+    import shtab
+
+    print(shtab.complete(make_parser(), shell=options.shell))
+    return 0
+
+
+_VERBS: dict[str, Callable[[argparse.Namespace, str], int]] = {
+    "new": _new,
+    "run": _run,
+    "train": _train,
+    "compare": _compare,
+    "status": _status,
+    "report": _report,
+    "completion": _completion,
+}
+
+
+def _painted(text: str, code: int) -> str:
+    """Return the text in a colour for a terminal, as it is for anything else or where NO_COLOR is set."""
+    plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[{code}m{text}\x1b[0m"
 
 
 class _Progress:

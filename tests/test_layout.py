@@ -76,6 +76,7 @@ ORDER = (
     "pages",
     "compare_report",
     "report",
+    "arguments",
     "cli",
 )
 
