@@ -55,6 +55,7 @@ ORDER = (
     "mbar",
     "hidden",
     "free_energy",
+    "basins",
     "effective",
     "kramers_moyal",
     "propagator",
