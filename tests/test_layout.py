@@ -56,6 +56,7 @@ ORDER = (
     "hidden",
     "free_energy",
     "basins",
+    "geometry",
     "effective",
     "kramers_moyal",
     "propagator",
