@@ -71,6 +71,7 @@ def _page(run: RunData, comparison: list[str]) -> str:
             f"every {contour_step(run):g} kJ/mol.",
         ),
         *_basins(run),
+        "<h2>The run in numbers</h2>",
         _table(_summary(run)),
         "<h2>The generator</h2>",
         _figure(
