@@ -141,7 +141,10 @@
     map.cursor.setAttribute("class", held ? "cursor held" : "cursor");
   }
 
-  function number(value, digits) { return value.toFixed(digits).replace("-", "−"); }
+  function number(value, digits) {
+    const text = value.toFixed(digits);
+    return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
+  }
   function show(bin) {
     shown = bin;
     mark();
