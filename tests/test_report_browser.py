@@ -243,7 +243,7 @@ def test_the_map_of_errors_is_another_picture(opened: Opened) -> None:
 def test_methods_can_be_copied(opened: Opened) -> None:
     opened.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened.page.click("button[data-copies]")
-    opened.page.wait_for_function("document.querySelector('button[data-copies]').textContent == 'copied'")
+    opened.page.locator("button[data-copies]").filter(has_text="copied").wait_for()
     text = opened.page.evaluate("navigator.clipboard.readText()")
     assert f"Umbrella windows over {EVIL} and r at 300 K" in text
     assert "[5] R. T. McGibbon" in text
