@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -51,15 +52,22 @@ class RunData:
         self.cvs: list[dict[str, Any]] = self.about["cvs"]
         self.height = float(self.about["heights_kj_mol"]["surface"])
         self.kt = thermal_energy(float(self.about["temperature_k"]))
+        self.basins: list[dict[str, Any]] = self.result.get("basins", [])
 
     def scale(self, k: int) -> float:
         """Return what CV k is multiplied with for a plot: degrees for torsions and angles."""
         return 180 / np.pi if self.cvs[k]["unit"] == "rad" else 1.0
 
-    def axis(self, k: int) -> str:
-        """Return the axis label of CV k."""
+    def basin_places(self) -> list[list[float]]:
+        """Return the minimum of each basin in the units of the plots."""
+        places = [list(basin["minimum"].values()) for basin in self.basins]
+        return [[v * self.scale(k) for k, v in enumerate(place)] for place in places]
+
+    def axis(self, k: int, plain: bool = False) -> str:
+        """Return the axis label of CV k, for matplotlib or plain."""
         unit = {"rad": " (°)", "": ""}.get(self.cvs[k]["unit"], f" ({self.cvs[k]['unit']})")
-        return str(self.cvs[k]["name"]).replace("$", r"\$") + unit
+        name = str(self.cvs[k]["name"])
+        return (name if plain else name.replace("$", r"\$")) + unit
 
     def value(self, k: int, value: float) -> str:
         """Return a value of CV k in words."""
@@ -83,6 +91,8 @@ def draw_surface(run: RunData) -> Figure:
         axes.set(xlabel=run.axis(0), ylabel=FREE_ENERGY)
         if doubtful.any():
             axes.plot(x[doubtful], values[doubtful], "x", color=GENERATED, label=UNTRUSTED)
+        for basin, (at,) in zip(run.basins, run.basin_places(), strict=True):
+            _letter(axes, basin["label"], at, float(values[np.argmin(np.abs(x - at))]))
         axes.legend(frameon=False)
         return figure
     pairs = list(itertools.combinations(range(values.ndim), 2))
@@ -93,7 +103,7 @@ def draw_surface(run: RunData) -> Figure:
         projected, projected_error = _project(values, errors, others, run.kt)
         for axes, image, colours, label in (
             (left, projected, "viridis", FREE_ENERGY),
-            (right, projected_error, "magma", STANDARD_ERROR),
+            (right, projected_error, "cividis", STANDARD_ERROR),
         ):
             mesh = axes.pcolormesh(run.edges(first), run.edges(second), image.T, cmap=colours, rasterized=True)
             if axes is right and np.isfinite(image).any():  # a few bins at the rim must not hide the others
@@ -111,7 +121,14 @@ def draw_surface(run: RunData) -> Figure:
         if len(marked):
             left.plot(x[marked[:, 0]], y[marked[:, 1]], "x", color=GENERATED, markersize=4)
             left.set_title(f"× {UNTRUSTED}", color=GENERATED, fontsize=9)
+        for basin, place in zip(run.basins, run.basin_places(), strict=True):
+            _letter(left, basin["label"], place[first], place[second])
     return figure
+
+
+def _letter(axes: Axes, label: str, x: float, y: float) -> None:
+    halo = [patheffects.withStroke(linewidth=3, foreground="black")]
+    axes.text(x, y, label, color="white", weight="bold", ha="center", va="center", path_effects=halo, fontsize=12)
 
 
 def _project(

@@ -65,6 +65,10 @@ class Surface:
         """Per CV, bin centres."""
         return tuple(0.5 * (edge[1:] + edge[:-1]) for edge in self.edges)
 
+    def bins_of(self, values: np.ndarray) -> np.ndarray:
+        """Return the flat index of the bin of each of the CV values (n, n_cvs), int64, shape (n,); −1 outside."""
+        return _bins_of(values, self.edges)
+
     def empty(self) -> Surface:
         """Return the same bins, all unsampled."""
         nothing = np.full(self.free_energy.shape, np.nan)
@@ -393,9 +397,8 @@ def _surface(
     kt = thermal_energy(grid.temperature_k)
     shape = tuple(len(edge) - 1 for edge in edges)
     log_mixture = np.log(pool.terms @ (pool.sizes * np.exp(f - f.max()))) + f.max()
-    cells = [np.searchsorted(edge, values, side="right") - 1 for edge, values in zip(edges, pool.cvs.T, strict=True)]
-    inside = np.all([(c >= 0) & (c < n) for c, n in zip(cells, shape, strict=True)], axis=0)
-    flat = np.ravel_multi_index(tuple(np.clip(c, 0, n - 1) for c, n in zip(cells, shape, strict=True)), shape)
+    flat = _bins_of(pool.cvs, edges)
+    inside = flat >= 0
     n_bins = int(np.prod(shape))
 
     def binned(weights: np.ndarray) -> np.ndarray:
@@ -434,6 +437,15 @@ def _surface(
         tuple(units),
     )
     return surface, log_weights, replica_weights
+
+
+def _bins_of(values: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the flat index of the bin of each point (n, n_cvs), −1 outside the edges."""
+    shape = [len(edge) - 1 for edge in edges]
+    cells = [np.searchsorted(edge, column, side="right") - 1 for edge, column in zip(edges, values.T, strict=True)]
+    inside = np.all([(c >= 0) & (c < n) for c, n in zip(cells, shape, strict=True)], axis=0)
+    flat = np.ravel_multi_index(tuple(np.clip(c, 0, n - 1) for c, n in zip(cells, shape, strict=True)), shape)
+    return np.where(inside, flat, -1)
 
 
 def consistency(generator: np.ndarray, mbar: np.ndarray, kt: float, height: float = 25.0) -> tuple[np.ndarray, float]:

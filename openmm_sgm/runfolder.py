@@ -21,11 +21,13 @@ from openmm import app, unit
 from safetensors import SafetensorError
 
 from . import __version__
+from .basins import Basins, find_basins
 from .campaign import Campaign, Cost, Plan, Walker
 from .explore import unreached
 from .frames import MD, Frames
 from .free_energy import Method, Surface, consistency, simulated_minus_generated
 from .generator import Generator
+from .geometry import compare_geometry, structures_of_bins, superposed
 from .hidden import HiddenStates, untrusted
 from .importance import Draws
 from .inject import Ledger
@@ -188,6 +190,8 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
     macro, macro_error, overlap = sampler.mbar()  # first: it needs the most memory
     combined = sampler.surface()
     combined.write_csv(folder / "surface.csv")
+    basins = _basins(sampler, combined)
+    structures = structures_of_bins(sampler.molecule, sampler.estimate())
     draws = campaign.draw_weights()
     micro, micro_error = draws.free_energies()
     difference, rmse = consistency(micro, macro, kt, sampler.options.surface_height)
@@ -233,6 +237,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         "hidden_states": [
             f"{campaign.describe(d.first)} and {campaign.describe(d.second)}: {d}" for d in hidden.disagreements
         ],
+        **_described(basins, sampler),
         "history": sampler.history,
         "trainings": campaign.shared.trainings,
         "command": command,
@@ -272,14 +277,70 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         "generated_energies": last.energies,
         "generated_log_weights": last.log_weights,
         "generated_windows": last.windows,
+        **structures,
+        **compare_geometry(sampler.molecule, chain, last),
+        **_arrays(basins),
     }
     with (folder / "diagnostics.npz").open("wb") as file:
         np.savez_compressed(file, **diagnostics)
     cvs = [{"name": cv.name, "unit": cv.unit, "period": cv.period} for cv in sampler.molecule.cvs]
     heights = {"surface": sampler.options.surface_height, "explored": sampler.options.explore_height}
-    about = {"cvs": cvs, "heights_kj_mol": heights, "temperature_k": sampler.molecule.temperature_k}
+    about = {
+        "cvs": cvs,
+        "heights_kj_mol": heights,
+        "temperature_k": sampler.molecule.temperature_k,
+        "elements": ["X" if a.element is None else a.element.symbol for a in sampler.molecule.topology.atoms()],
+        "bonds": sampler.molecule.bonds,
+    }
     write_json(folder / "diagnostics.json", plain(about))
     return result
+
+
+def _basins(sampler: ScoreSampler, surface: Surface) -> Basins | None:
+    """Return the basins below the height that the surface is asked for, None where no bin is sampled."""
+    if not np.isfinite(surface.free_energy).any():
+        return None
+    molecule = sampler.molecule
+    periodic = [cv.period is not None for cv in molecule.cvs]
+    return find_basins(surface, periodic, molecule.temperature_k, sampler.options.surface_height)
+
+
+def _described(basins: Basins | None, sampler: ScoreSampler) -> dict[str, Any]:
+    """Return what result.json says of the basins and of the barriers between them; values of CVs in their units."""
+    if basins is None:
+        return {"basins": [], "barriers": []}
+    names = [cv.name for cv in sampler.molecule.cvs]
+    found = basins.populations(sampler.estimate())
+    return {
+        "basins": [
+            {
+                "label": basin.label,
+                "minimum": dict(zip(names, basin.minimum, strict=True)),
+                "population": basin.population,
+                "std_error": basin.population_error,
+                "free_energy_kj_mol": basin.free_energy,
+                "free_energy_std_error_kj_mol": basin.free_energy_error,
+            }
+            for basin in found
+        ],
+        "barriers": [
+            {
+                "between": [found[barrier.first].label, found[barrier.second].label],
+                "at": dict(zip(names, basins.point(barrier.top), strict=True)),
+                "free_energy_kj_mol": barrier.height,
+                "std_error_kj_mol": barrier.std_error,
+            }
+            for barrier in basins.barriers
+        ],
+    }
+
+
+def _arrays(basins: Basins | None) -> dict[str, np.ndarray]:
+    """Return the bins' basins, and the bins (number of the barrier, flat index) high on the path over each barrier."""
+    if basins is None:
+        return {}
+    flanks = [(k, int(b)) for k, barrier in enumerate(basins.barriers) for b in basins.flank(barrier)]
+    return {"basins": basins.basin_of, "barrier_bins": np.array(flanks, dtype=np.int64).reshape(-1, 2)}
 
 
 def _untrusted_bins(surface: Surface, campaign: Campaign, hidden: HiddenStates) -> np.ndarray:
@@ -302,7 +363,7 @@ def _write_samples(folder: Path, sampler: ScoreSampler) -> None:
         rows = np.sort(rng.choice(rows, MOST_SAMPLES, replace=False))
     frames, log_weights = estimate.samples.take(rows), estimate.log_weights[rows]
     log_weights = log_weights - np.logaddexp.reduce(log_weights)
-    trajectory = molecule.trajectory(_superposed(frames.positions, molecule.positions))
+    trajectory = molecule.trajectory(superposed(frames.positions, molecule.positions))
     trajectory.save_dcd(str(folder / "samples.dcd"))
     with (folder / "topology.pdb").open("w") as file:
         app.PDBFile.writeFile(molecule.topology, molecule.positions * unit.nanometer, file, keepIds=True)
@@ -311,18 +372,6 @@ def _write_samples(folder: Path, sampler: ScoreSampler) -> None:
         writer.writerow([*(cv.name for cv in molecule.cvs), "log_weight"])
         for values, log_weight in zip(frames.cvs, log_weights, strict=True):
             writer.writerow([*(f"{v:.6f}" for v in values), f"{log_weight:.6f}"])
-
-
-def _superposed(positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return positions (n, n_atoms, 3) turned and moved onto the reference (Kabsch 1976).
-
-    mdtraj's own superposition gives up on molecules whose atoms lie in a plane.
-    """
-    centred = positions - positions.mean(axis=1, keepdims=True)
-    target = reference - reference.mean(axis=0)
-    u, _, vt = np.linalg.svd(centred.transpose(0, 2, 1) @ target)
-    u[:, :, -1] *= np.sign(np.linalg.det(u @ vt))[:, None]
-    return np.asarray(centred @ (u @ vt))
 
 
 def versions() -> dict[str, str]:

@@ -17,10 +17,12 @@ import pytest
 from matplotlib.figure import Figure
 from test_cli import FinishedRun, draw_nothing, finished_run, snapshot
 
+from openmm_sgm.pages import asset
 from openmm_sgm.report import write_report
 from openmm_sgm.units import InputError
 
 SECTIONS = [
+    "The run in numbers",
     "The generator",
     "What became of the generated configurations",
     "Micro-macro consistency",
@@ -29,6 +31,9 @@ SECTIONS = [
     "Windows",
     "How it was made",
 ]
+WITH_ALL = ["Basins", *SECTIONS[:2], "Bonds, angles and torsions", *SECTIONS[2:]]
+"""Of a run by this version; folders of earlier ones lack two."""
+SCRIPTS = ("3Dmol-min.js", "surface.js", "copy.js")
 VOID = {"br", "hr", "img", "input", "link", "meta"}
 EVIL = "<script>alert('$x_')</script>"
 
@@ -97,7 +102,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag, f"</{tag}> stands in the wrong place"
 
     def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] == "style":
+        if self._open and self._open[-1] in ("style", "script"):
             return
         self.text += data
         for tag in set(self._open):
@@ -118,14 +123,20 @@ def read_page(path: Path) -> Page:
     assert page.declaration.lower() == "doctype html"
     assert [len(page.having(tag)) for tag in ("html", "head", "title", "body", "h1")] == [1] * 5
     assert {"charset": "utf-8"} in page.having("meta")
-    assert not page.having("script")
+    text = path.read_text(encoding="utf-8")
+    known = [f"<script>{asset(name)}</script>" for name in SCRIPTS]
+    data = text.count('<script type="application/json" id="surface-data">')
+    assert len(page.having("script")) == sum(text.count(script) for script in known) + data, "a script of another's"
+    (policy,) = [str(m["content"]) for m in page.having("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert policy.count("'sha256-") == len(page.having("script")) - data
     assert not page.having("link")
     assert not page.having("iframe")
     for tag, attributes in page.elements:
         for name in ("src", "href", "srcset", "data", "action"):
             assert (attributes.get(name) or "data:").startswith("data:"), f"{tag} {name}"
         assert not [name for name in attributes if name.startswith("on")], f"{tag} runs something"
-    assert "url(" not in path.read_text(encoding="utf-8")
+    assert "url(" not in text
     for image in page.having("img"):
         assert image["alt"]
         header, _, content = str(image["src"]).partition(",")
@@ -277,10 +288,10 @@ def write_run(
 
 def test_report_of_a_run_is_whole(finished: FinishedRun) -> None:
     page = read_page(finished.folder / "report.html")
-    assert page.texts["h2"] == SECTIONS
-    assert len(page.having("img")) == 7
+    assert page.texts["h2"] == WITH_ALL
+    assert len(page.having("img")) == 9
     assert all(len(str(image["src"])) > 10_000 for image in page.having("img"))
-    assert len(page.texts["figcaption"]) == 7
+    assert len(page.texts["figcaption"]) == 9
     assert page.texts["h1"] == page.texts["title"] == ["tiny: free-energy surface"]
 
 
@@ -404,7 +415,9 @@ def test_names_and_reasons_are_escaped(copied: Path, rough_pictures: None) -> No
         assert f"{word} {EVIL}" in page.text
     assert f"The window at r = {EVIL} was set aside: reason {EVIL}." in page.warnings()
     assert f"Umbrella windows over {EVIL} at" in page.text
-    assert "<script" not in (copied / "report.html").read_text().lower()
+    text = (copied / "report.html").read_text()  # read_page has seen that every script is ours
+    assert EVIL not in text
+    assert "<script>alert" not in text.lower()
 
 
 # One, two and three CVs
@@ -584,13 +597,14 @@ def test_high_windows_without_overlap_are_not_warned_of(tmp_path: Path, no_pictu
     assert len(page.warnings()) == 1
 
 
-def test_many_windows_are_named_in_part(tmp_path: Path, no_pictures: None) -> None:
+def test_many_windows_are_named_by_their_range(tmp_path: Path, no_pictures: None) -> None:
     data = healthy_data(2)
     low = low_windows(data, 9)
     data["acceptance"][low] = 0.1
     (warning,) = warnings_of(tmp_path, data, healthy_result())
-    assert warning.startswith(f"At {place(data, min(low))}; ")
-    assert " and 3 more fewer than 20% of the generated configurations were accepted" in warning
+    phi, r = (np.unique(data["centers"][low, k]) for k in range(2))
+    within = f"phi {np.degrees(phi[0]):.3g}° to {np.degrees(phi[-1]):.3g}°, r {r[0]:.3g} nm to {r[-1]:.3g} nm"
+    assert warning.startswith(f"At 9 adjoining windows within {within} fewer than 20% of the generated configurations")
 
 
 def test_generator_that_cannot_say_is_warned_of(tmp_path: Path, no_pictures: None) -> None:
