@@ -32,10 +32,7 @@ def sampled(points: np.ndarray, surface: Surface, seed: int) -> Estimate:
 
 
 def test_populations_of_two_wells() -> None:
-    """Samples of a mixture of two narrow laws with shares 0.7 and 0.3, far apart: a binomial's mean and error.
-
-    Fails where the population is taken from the lowest bin alone, and where errors are not those of the resampling.
-    """
+    """Samples of a mixture of two narrow laws with shares 0.7 and 0.3, far apart: a binomial's mean and error."""
     rng = np.random.default_rng(1)
     n, share = 4000, 0.3
     low = rng.random(n) < share
@@ -60,7 +57,7 @@ def test_populations_of_two_wells() -> None:
 
 @pytest.mark.parametrize(("rise", "error", "found"), [(0.9 * KT, 0.01, 1), (1.1 * KT, 0.01, 2), (1.1 * KT, 1.0, 1)])
 def test_barriers_that_are_not_known_to_be_there_join_basins(rise: float, error: float, found: int) -> None:
-    """Below 1 kT, and below two standard errors of the difference of two bins. Fails without either of the two."""
+    """Below 1 kT, and below two standard errors of the difference of two bins."""
     surface = surface_of(np.array([20.0, 0.0, 1.0 + rise, 1.0, 20.0]), error=error)
     basins = find_basins(surface, (False,), 300.0)
     assert len(basins) == found
@@ -80,7 +77,7 @@ def test_a_shallow_minimum_between_two_deep_ones_goes_to_the_nearer_over_its_low
 
 
 def test_a_periodic_surface_is_joined_at_its_ends() -> None:
-    """F = 10 (1 + cos x) has one minimum at ±π. Fails where the ends are not neighbours."""
+    """F = 10 (1 + cos x) has one minimum at ±π."""
     edges = np.linspace(-np.pi, np.pi, 37)
     x = 0.5 * (edges[1:] + edges[:-1])
     surface = surface_of(10 * (1 + np.cos(x)), -np.pi, np.pi)
@@ -109,7 +106,7 @@ def test_product_of_two_wells_has_two_to_the_power_of_the_dimension(dimension: i
 
 
 def test_the_lowest_path_takes_the_lower_of_two_passes() -> None:
-    """A ring with passes of 20 and 15: fails where the path is the shortest, which leads over the higher one."""
+    """A ring with passes of 20 and 15; the shortest path leads over the higher one."""
     values = np.full((5, 9), np.nan)
     values[2] = [30, 0, 6, 12, 20, 12, 6, 1, 30]
     values[0, 1:8] = [8, 9, 14, 15, 14, 9, 8]
@@ -132,7 +129,7 @@ def test_bins_without_samples_part_what_lies_on_both_sides() -> None:
 
 
 def test_noise_of_the_size_of_the_error_makes_no_basins() -> None:
-    """One well of 30 kJ/mol under noise: fails without the merging (some tens of minima then)."""
+    """One well of 30 kJ/mol under noise."""
     rng = np.random.default_rng(4)
     x = np.linspace(-1, 1, 30)
     well = 30 * (x[:, None] ** 2 + x[None, :] ** 2)

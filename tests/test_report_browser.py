@@ -176,7 +176,7 @@ def test_it_opens_from_disk_without_a_network(opened: Opened) -> None:
 
 
 def test_every_bin_says_what_the_table_says(opened: Opened, by_hand: tuple[Path, dict[str, np.ndarray]]) -> None:
-    """Against surface.csv, bin by bin. Seen to fail with i and j exchanged, and with errors in place of values."""
+    """Against surface.csv, bin by bin."""
     folder, data = by_hand
     shape = data["surface"].shape
     for k, row in enumerate(rows_of(folder)):
@@ -278,7 +278,7 @@ def test_without_webgl_all_but_the_structures_works(playwright: Any, tmp_path: P
 
 
 def test_script_that_is_not_ours_does_not_run(browser: Any, by_hand: tuple[Path, dict[str, np.ndarray]]) -> None:
-    """The page's policy is a second wall: text that was put in unescaped would not run. Fails without the policy."""
+    """The page's policy is a second wall: text that was put in unescaped would not run."""
     text = (by_hand[0] / "report.html").read_text()
     path = by_hand[0] / "tampered.html"
     path.write_text(
