@@ -74,10 +74,9 @@ def tidy(notebook: Any) -> Any:
             before = outputs[-1] if outputs else None
             if output.output_type == "stream":
                 output.text = re.sub(r"\S*ipykernel_\d+\S*: ", "", output.text)  # before a warning: where it came from
-            if before is not None and output.output_type == "stream" == before.output_type:
-                if output.name == before.name:
-                    before.text += output.text
-                    continue
+            if before is not None and output.output_type == "stream" and output.get("name") == before.get("name"):
+                before.text += output.text
+                continue
             outputs.append(output)
         if cell.cell_type == "code":
             cell.outputs = outputs
