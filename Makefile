@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1 OPENMM_CPU_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench docs clean
+.PHONY: help venv demo test lint format bench tutorials docs clean
 
 help:
 	@echo "make demo    the free-energy surface of alanine dipeptide, from one structure, in a new folder under runs/"
@@ -23,6 +23,7 @@ help:
 	@echo "make test    the test suite (TEST_WORKERS=2 PYTEST_ARGS=)"
 	@echo "make lint    ruff and mypy;  make format  applies what ruff can"
 	@echo "make docs    the documentation, in docs/_build/html"
+	@echo "make tutorials  executes the notebooks of tutorials/ in place"
 	@echo "make bench   every script of benchmarks/ in turn"
 	@echo "make clean   removes caches and build files; leaves runs/ and the virtual environment"
 
@@ -59,6 +60,9 @@ format: venv
 bench: venv
 	@test -n "$(wildcard benchmarks/*.py)" || { echo "there is no script in benchmarks/" >&2; exit 2; }
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; "$(VENV)/bin/python" "$$script"; done
+
+tutorials: venv
+	"$(VENV)/bin/python" tutorials/execute.py
 
 docs: venv
 	"$(VENV)/bin/pip" install --quiet -c constraints.txt -e ".[docs]"
