@@ -213,6 +213,13 @@ def test_commands_of_the_readme_run_in_their_order(
     assert (small / "comparison" / "compare.html").is_file()
 
 
+def test_the_reference_has_every_public_name() -> None:
+    written = set(
+        re.findall(r"auto(?:class|function|exception|data):: [\w.]+\.(\w+)", (ROOT / "docs" / "api.md").read_text())
+    )
+    assert set(sgm.__all__) - {"__version__"} - written == set()
+
+
 @pytest.mark.parametrize("verb", ["new", "run", "train", "compare", "status", "report", "completion"])
 def test_help_has_examples_that_the_parser_takes(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
