@@ -3,11 +3,12 @@
     python benchmarks/executors.py [SYSTEM_FOLDER]
 
 Every turn runs the same segments, by as many units as a run would choose: in this process, in a pool of one worker, in
-a pool of two, and on Parsl's local workers (one, then two) where Parsl is installed. Turns alternate, so that a busy
-machine slows all alike; overheads and ratios are medians over turns. Workers are started, and have made their context,
-before the clock runs. `independent` is the limit that the machine sets: the same segments halved between two processes
-that share nothing and are handed nothing while they run. `overhead` is the time of one worker over that in this
-process, minus one; `share_of_limit` the time of the two independent processes over that of two workers.
+a pool of two, and on Parsl's local workers (one, then two) where Parsl is installed, in another order each turn, so
+that a busy machine slows all alike; overheads and ratios are medians over turns, with the standard error of a median.
+Workers are started, and have made their context, before the clock runs. `independent` is the limit that the machine
+sets: the same segments halved between two processes that share nothing and are handed nothing while they run.
+`overhead` is the time of one worker over that in this process, minus one; `share_of_limit` the time of the two
+independent processes over that of two workers.
 `serialised_mb` and `send_seconds` are the size of the system in a unit and the time to pack and unpack it, for the
 question whether units should carry it.
 """
@@ -18,7 +19,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import statistics
 import sys
 import tempfile
 import time
@@ -39,12 +39,14 @@ from openmm_sgm.system_file import load_system
 from openmm_sgm.windows import WindowGrid
 
 ROOT = Path(__file__).parents[1]
-PHASE_SECONDS, WINDOWS, FRAME_INTERVAL, TURNS = 12.0, 120, 20, 5
+PHASE_SECONDS, WINDOWS, FRAME_INTERVAL, TURNS = 12.0, 120, 20, 12
 
 
-def ratio(numerator: list[float], denominator: list[float]) -> float:
-    """Return the median over turns of the ratio of two times of a turn."""
-    return statistics.median(np.array(numerator) / np.array(denominator))
+def ratio(numerator: list[float], denominator: list[float]) -> tuple[float, float]:
+    """Return the median over turns of the ratio of two times of a turn, and its standard error by the bootstrap."""
+    ratios = np.array(numerator) / np.array(denominator)
+    again = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    return float(np.median(ratios)), float(np.median(again, axis=1).std())
 
 
 def run_alone(settings: MDSettings, segments: list[Segment], barrier: Barrier) -> None:
@@ -109,18 +111,22 @@ def main(folder: Path) -> None:
         for half in (segments[::2], segments[1::2]):
             spawn.Process(target=run_alone, args=(settings, half, barrier), daemon=True).start()
         seconds["independent_2"] = []
+        order = np.random.default_rng(0)
         for _ in range(TURNS):
-            for name, (executor, workers) in places.items():
+            for name in order.permutation(list(seconds)):
+                if name == "independent_2":
+                    barrier.wait()
+                    started = time.perf_counter()
+                    barrier.wait()
+                    seconds[name].append(time.perf_counter() - started)
+                    continue
+                executor, workers = places[name]
                 counts = UnitCounts()
                 started = time.perf_counter()
                 results = run_segments(settings, segments, executor, workers, Pace(1 / speed), counts)
                 seconds[name].append(time.perf_counter() - started)
                 units[name] = counts.run
                 assert not any(result.failure for result in results)
-            barrier.wait()
-            started = time.perf_counter()
-            barrier.wait()
-            seconds["independent_2"].append(time.perf_counter() - started)
     started = time.perf_counter()
     packed = pickle.dumps(settings)
     pickle.loads(packed)
@@ -139,7 +145,8 @@ def main(folder: Path) -> None:
     for kind in ("processes", "parsl"):
         if f"{kind}_1" in seconds:
             one, two = seconds[f"{kind}_1"], seconds[f"{kind}_2"]
-            rows[f"{kind}_overhead"] = ratio(one, seconds["serial"]) - 1
+            median, error = ratio(one, seconds["serial"])
+            rows[f"{kind}_overhead"] = (median - 1, error)
             rows[f"{kind}_speed_up_2"] = ratio(one, two)
             rows[f"{kind}_share_of_limit"] = ratio(seconds["independent_2"], two)
     output = ROOT / "benchmarks" / "results" / "executors.json"

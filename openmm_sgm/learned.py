@@ -12,6 +12,7 @@ import mdtraj
 import numpy as np
 import openmm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import nn
@@ -172,17 +173,25 @@ class TorchCV(CollectiveVariable):
 
     @classmethod
     def load(cls, folder: Path) -> TorchCV:
-        """Return the CV that `save` wrote."""
+        """Return the CV that `save` wrote.
+
+        Raises
+        ------
+        InputError
+            when the folder holds none, or one that is damaged.
+        """
         folder = Path(folder)
         try:
             data = json.loads((folder / "cv.json").read_text(encoding="utf-8"))
             arrays = load_file(folder / "cv.safetensors")
+            description = data.pop("module")
+            module = MODULES[description.pop("kind")].build(arrays, **description)
+            features = Features.from_dict(data.pop("features"))
+            return cls(module=module, features=features, **data)
         except FileNotFoundError as error:
             raise InputError(f"{folder} holds no learned CV: {error.filename} is missing") from None
-        description = data.pop("module")
-        module = MODULES[description.pop("kind")].build(arrays, **description)
-        features = Features.from_dict(data.pop("features"))
-        return cls(module=module, features=features, **data)
+        except (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, OSError) as error:
+            raise InputError(f"the learned CV in {folder} is damaged: {one_line(error)}") from None
 
 
 def diffusion_cv(

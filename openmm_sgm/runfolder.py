@@ -35,6 +35,7 @@ from .journal import Journal
 from .records import digest, file_digest, sync_folder
 from .sampler import ScoreSampler
 from .status import locked, write_json
+from .system import MolecularSystem
 from .units import InputError, SamplingError, one_line, thermal_energy
 from .windows import WindowGrid
 
@@ -573,12 +574,23 @@ def _setup(sampler: ScoreSampler) -> dict[str, Any]:
     setup = {
         "system": molecule.physical_xml,
         "cvs": [[cv.name, type(cv).__name__, list(cv.atoms), cv.unit] for cv in molecule.cvs],
+        "cv_definitions": _definitions(molecule),
         "windows": [axis.tolist() for axis in grid.axes],
         "force_constants": grid.force_constants,
         "dynamics": [molecule.temperature_k, molecule.time_step_fs, molecule.friction_per_ps, molecule.integrator],
         "options": asdict(sampler.options),
     }
     return dict(json.loads(json.dumps(plain(setup))))
+
+
+def _definitions(molecule: MolecularSystem) -> list[str]:
+    """Return the XML of each CV's force; of one that runs Python, which has none to compare, its value at the start."""
+    forces = [cv.force() for cv in molecule.cvs]
+    values = molecule.evaluate_cvs(molecule.positions[None])[0]
+    return [
+        f"{value:.4g}" if type(force).__name__ == "PythonForce" else openmm.XmlSerializer.serialize(force)
+        for force, value in zip(forces, values, strict=True)
+    ]
 
 
 def load_state(folder: Path, sampler: ScoreSampler) -> None:
@@ -603,7 +615,9 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
         setup = content["setup"]
         if version == OLDER_VERSION and len(setup["dynamics"]) == 3:  # there was one integrator then
             setup["dynamics"].append("langevin_middle")
-        differing = [key for key, value in _setup(sampler).items() if setup.get(key) != value]
+        now = _setup(sampler)
+        setup.setdefault("cv_definitions", now["cv_definitions"])  # states of before had none
+        differing = [key for key, value in now.items() if setup.get(key) != value]
         if differing:
             raise InputError(f"the run in {folder} is of another setup, in its {', '.join(differing)}")
         if version == STATE_VERSION:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
+from .records import write_atomically
 from .simulate import Segment
+from .status import write_json
+from .units import InputError, one_line
 
 __all__ = ["load_failed", "save_failed"]
 
@@ -24,16 +29,26 @@ def save_failed(folder: Path, segment: Segment, reason: str, temperature_k: floa
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"window-{segment.walker}-seed-{segment.seed}.json"
     arrays = {name: getattr(segment, name) for name in _ARRAYS if getattr(segment, name) is not None}
-    with path.with_suffix(".npz").open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **arrays)
+    write_atomically(path.with_suffix(".npz"), archive.getvalue())
     content = {name: int(getattr(segment, name)) for name in _NUMBERS}
-    path.write_text(json.dumps(content | {"reason": reason, "temperature_k": temperature_k}, indent=1) + "\n")
+    write_json(path, content | {"reason": reason, "temperature_k": temperature_k})
     return path
 
 
 def load_failed(path: Path) -> tuple[Segment, str]:
-    """Return the segment and the reason that `save_failed` wrote to `path`; nothing in the files is executed."""
-    content = json.loads(path.read_text())
-    with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
-        content |= dict.fromkeys(_ARRAYS) | {name: archive[name] for name in archive.files}
-    return Segment(**{name: content[name] for name in (*_ARRAYS, *_NUMBERS)}), content["reason"]
+    """Return the segment and the reason that `save_failed` wrote to `path`; nothing in the files is executed.
+
+    Raises
+    ------
+    InputError
+        when the files are damaged, or one of them is missing.
+    """
+    try:
+        content = json.loads(path.read_text())
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+            content |= dict.fromkeys(_ARRAYS) | {name: archive[name] for name in archive.files}
+        return Segment(**{name: content[name] for name in (*_ARRAYS, *_NUMBERS)}), content["reason"]
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
+        raise InputError(f"{path} is no walker that was set aside: {one_line(error)}") from None

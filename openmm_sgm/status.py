@@ -11,7 +11,7 @@ import platform as host
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .records import write_atomically
 from .units import InputError, SamplingError
@@ -19,6 +19,7 @@ from .units import InputError, SamplingError
 __all__ = ["describe", "holder", "locked", "read_status", "resumed", "storage_errors", "write_json"]
 
 LOCK = "lock"
+LOCK_TRIES, LOCK_SECONDS = 5, 0.05
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _FIELDS = {"state": str, "force_evaluations": int, "budget": int, "history": list, "command": str}
@@ -48,7 +49,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise InputError(f"cannot write in {folder}: {error.strerror}") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             raise InputError(
                 f"{folder} is in use by {_name(file.name) or 'another process'}: wait until it ends, or end it"
@@ -65,6 +66,17 @@ def locked(folder: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 file.truncate(0)
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file, and try again for a while: `holder` has it for a moment whenever somebody asks for the status."""
+    for left in reversed(range(LOCK_TRIES)):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(LOCK_SECONDS)
 
 
 def holder(folder: Path) -> str | None:
