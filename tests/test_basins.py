@@ -2,7 +2,7 @@
 
 Seen to fail with the merging of basins left out or made towards the higher minimum, without kT or without the standard
 error in it, with neighbours that do not reach over the period's end, populations of the lowest bin alone, errors of a
-third, and barriers along the shortest path. Not noticed: a descent that takes diagonal steps for as short as others.
+third, barriers along the shortest path, and a descent that takes diagonal steps for as short as others.
 """
 
 from __future__ import annotations
@@ -72,6 +72,14 @@ def test_barriers_that_are_not_known_to_be_there_join_basins(rise: float, error:
         assert barrier.height == pytest.approx(1.0 + rise)
         assert barrier.path.tolist() == [1, 2, 3]
         assert basins.flank(barrier).tolist() == [2]
+
+
+def test_descent_is_along_the_steepest_slope_and_not_the_largest_drop() -> None:
+    """From the middle 6 down over one bin, or 8 down over the diagonal's 1.41."""
+    values = np.full((3, 3), np.nan)
+    values[1, 1], values[1, 2], values[0, 0] = 20.0, 14.0, 12.0
+    basin_of = find_basins(surface_of(values), (False, False), 300.0).basin_of
+    assert basin_of[1, 1] == basin_of[1, 2] != basin_of[0, 0]
 
 
 def test_a_shallow_minimum_between_two_deep_ones_goes_to_the_nearer_over_its_lower_side() -> None:

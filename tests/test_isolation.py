@@ -176,3 +176,17 @@ def test_results_of_faulty_workers_are_those_of_good_ones_or_none(oscillator: MD
     np.testing.assert_array_equal(energies[known], exact[known])
     np.testing.assert_array_equal(forces[known], exact_forces[known])
     assert (known | lost_energies).mean() > 0.9  # NaN from a faulty worker twice is taken for the truth
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+def test_damaged_walker_that_was_set_aside_is_refused(suffix: str, tmp_path: Path) -> None:
+    segment = Segment(0, np.zeros((3, 3)), None, np.zeros(1), np.ones(1), None, 0, 0, 10, 1, 5)
+    path = sgm.save_failed(tmp_path, segment, "it blew up")
+    whole = path.with_suffix(suffix).read_bytes()
+    for spoilt in (b"", b"{}", b"[]", whole[: len(whole) // 2], None):
+        if spoilt is None:
+            path.with_suffix(suffix).unlink()
+        else:
+            path.with_suffix(suffix).write_bytes(spoilt)
+        with pytest.raises(sgm.InputError, match="is no walker that was set aside"):
+            sgm.load_failed(path)

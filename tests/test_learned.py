@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import multiprocessing
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -440,6 +441,19 @@ def test_saved_cv_is_the_same_and_holds_no_pickle(
     assert (loaded.evaluate(trajectory) == cv.evaluate(trajectory)).all()
     for name in ("name", "atoms", "minimum", "maximum", "windows", "force_constant", "features"):
         assert getattr(loaded, name) == getattr(cv, name)
+
+
+@pytest.mark.parametrize("name", ["cv.json", "cv.safetensors"])
+def test_damaged_cv_is_refused(name: str, pairs: PairDistances, tmp_path: Path) -> None:
+    n = pairs.n_features
+    TorchCV("net", MLP((n, 3, 1)), pairs, 0, 1).save(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    other = json.dumps({"module": {"kind": "MLP", "sizes": [n, 2, 1]}, "features": {}}).encode()
+    for spoilt in (b"", b"{}", b"[]", b"null", whole[: len(whole) // 2], whole[1:], other):
+        (tmp_path / name).write_bytes(spoilt)
+        with pytest.raises(InputError, match=r"the learned CV in .* is damaged") as caught:
+            TorchCV.load(tmp_path)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_what_cannot_be_saved_or_used_is_refused(pairs: PairDistances, tmp_path: Path) -> None:

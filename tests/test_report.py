@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -605,6 +606,81 @@ def test_many_windows_are_named_by_their_range(tmp_path: Path, no_pictures: None
     phi, r = (np.unique(data["centers"][low, k]) for k in range(2))
     within = f"phi {np.degrees(phi[0]):.3g}° to {np.degrees(phi[-1]):.3g}°, r {r[0]:.3g} nm to {r[-1]:.3g} nm"
     assert warning.startswith(f"At 9 adjoining windows within {within} fewer than 20% of the generated configurations")
+
+
+def test_windows_about_the_period_are_one_range(tmp_path: Path, no_pictures: None) -> None:
+    """Of the six windows of phi all but the two at +-30 degrees: from 90 through 180 to -90."""
+    data = healthy_data(2)
+    data["micro"][:] = data["macro"][:] = 1.0
+    about = np.abs(data["centers"][:, 0]) > 1.0
+    data["acceptance"] = np.where(about, 0.1, 0.6)
+    (warning,) = warnings_of(tmp_path, data, healthy_result())
+    assert warning.startswith(f"At {about.sum()} adjoining windows within phi 90° to -90°, r 0.275 nm to 0.725 nm ")
+
+
+def with_two_basins(data: dict[str, np.ndarray], result: dict[str, Any]) -> np.ndarray:
+    """Add two basins by hand, and a barrier between them whose path's upper half is the bins in row 4; return these."""
+    shape = data["surface"].shape
+    flank = np.ravel_multi_index((np.full(3, 4), np.arange(2, 5)), shape)
+    data["basins"] = np.repeat(np.where(np.arange(shape[0]) < 4, 0, 1)[:, None], shape[1], axis=1)
+    data["barrier_bins"] = np.stack([np.zeros(3, int), flank], axis=1)
+    result["basins"] = [
+        {
+            "label": label, "minimum": {"phi": x, "r": 0.5}, "population": 0.5, "std_error": 0.1,
+            "free_energy_kj_mol": 0.0, "free_energy_std_error_kj_mol": 0.5,
+        }
+        for label, x in (("A", -1.0), ("B", 1.0))
+    ]  # fmt: skip
+    result["barriers"] = [
+        {"between": ["A", "B"], "at": {"phi": 0.0, "r": 0.5}, "free_energy_kj_mol": 5.0, "std_error_kj_mol": 0.4}
+    ]
+    return flank
+
+
+@pytest.mark.parametrize("where", ["on the path", "elsewhere"])
+def test_a_barrier_is_doubted_where_its_path_is(where: str, tmp_path: Path, no_pictures: None) -> None:
+    data, result = healthy_data(2), healthy_result()
+    with_two_basins(data, result)
+    middle = np.linalg.norm(data["centers"] - [0.0 if where == "on the path" else 1.6, 0.425], axis=1)
+    window = int(middle.argmin())
+    data["micro"][window] = data["macro"][window] = 1.0
+    data["difference"][window] = 3.0
+    (warning,) = warnings_of(tmp_path, data, result)
+    assert warning.startswith(f"Generator and MBAR disagree at {place(data, window)}")
+    doubt = "The barrier between A and B is not to be trusted."
+    assert warning.endswith(doubt) == (doubt in warning) == (where == "on the path")
+
+
+@pytest.mark.parametrize("where", ["on the path", "elsewhere"])
+def test_a_barrier_over_windows_that_disagree_is_not_to_be_trusted(
+    where: str, tmp_path: Path, no_pictures: None
+) -> None:
+    data, result = healthy_data(2), healthy_result()
+    flank = with_two_basins(data, result)
+    untrusted = np.zeros(data["surface"].size, dtype=bool)
+    untrusted[flank[1] if where == "on the path" else 0] = True
+    data["untrusted"] = untrusted.reshape(data["surface"].shape)
+    result["hidden_states"] = ["phi = 10° and phi = 30°: windows 3 and 4 hold different basins of torsion A-B"]
+    (warning,) = warnings_of(tmp_path, data, result)
+    assert ("The barrier between A and B is not to be trusted." in warning) == (where == "on the path")
+
+
+def test_methods_can_be_pasted(tmp_path: Path, no_pictures: None) -> None:
+    """Every reference that the text numbers is there once, in order, with its DOI."""
+    data, result = healthy_data(2), healthy_result()
+    plain = read_page(write_report(write_run(tmp_path / "plain", 2, data, result))).text
+    with_two_basins(data, result)
+    text = read_page(write_report(write_run(tmp_path / "basins", 2, data, result))).text
+    assert ("steepest descent" in plain, "steepest descent" in text) == (False, True)
+    start, end = text.index("Umbrella windows over"), text.index("copy with references")
+    paragraph, references = text[start:end].split("[1] P. Eastman", maxsplit=1)
+    assert paragraph.startswith("Umbrella windows over phi and r at 300 K were simulated with OpenMM 8.2.0 [1].")
+    assert "In all 90,000 force evaluations were spent." in paragraph
+    assert "The program was openmm_sgm 9.8.7." in paragraph
+    cited = re.findall(r"\[(\d+)\]", paragraph)
+    assert cited == [str(k) for k in range(1, len(cited) + 1)]
+    assert re.findall(r"\[(\d+)\] [A-Z]", references) == cited[1:]
+    assert references.count("doi:10.") == len(cited)
 
 
 def test_generator_that_cannot_say_is_warned_of(tmp_path: Path, no_pictures: None) -> None:

@@ -30,9 +30,10 @@ from test_cli import (
 )
 
 from openmm_sgm.cli import main
+from openmm_sgm.cvs import CollectiveVariable, ContactNumber, ExpressionCV, Position
 from openmm_sgm.generator import Generator
 from openmm_sgm.records import digest
-from openmm_sgm.runfolder import _untrusted_bins, load_state, save_state, write_results
+from openmm_sgm.runfolder import _definitions, _untrusted_bins, load_state, save_state, write_results
 from openmm_sgm.sampler import DOUBT, ScoreSampler
 from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError, thermal_energy
@@ -513,6 +514,30 @@ def test_state_of_something_else_is_refused(finished: FinishedRun, copied: Path,
     with pytest.raises(InputError, match="is of version 99, this program reads") as caught:
         load_state(copied, new_sampler(finished.system))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Position("x", [0], "x", -1, 1), Position("x", [0], "y", -1, 1)),
+        (ExpressionCV("x", [0], "x1", -1, 1), ExpressionCV("x", [0], "2*x1", -1, 1)),
+        (ContactNumber("n", 0.3, 0, 1, pairs=[(0, 1)]), ContactNumber("n", 0.4, 0, 1, pairs=[(0, 1)])),
+    ],
+    ids=["axis", "expression", "cutoff"],
+)
+def test_definitions_tell_cvs_of_one_kind_apart(one: CollectiveVariable, other: CollectiveVariable) -> None:
+    """Name, kind, atoms and unit are the same; what is computed is not, even where it has one value at the start."""
+
+    class Molecule:
+        positions = np.zeros((2, 3))
+
+        def __init__(self, cv: CollectiveVariable) -> None:
+            self.cvs = (cv,)
+
+        def evaluate_cvs(self, positions: np.ndarray) -> np.ndarray:
+            return np.zeros((len(positions), 1))
+
+    assert _definitions(Molecule(one)) == _definitions(Molecule(one)) != _definitions(Molecule(other))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
