@@ -609,7 +609,10 @@ def test_many_windows_are_named_by_their_range(tmp_path: Path, no_pictures: None
 
 
 def test_windows_about_the_period_are_one_range(tmp_path: Path, no_pictures: None) -> None:
-    """Of the six windows of phi all but the two at +-30 degrees: from 90 through 180 to -90."""
+    """Of the six windows of phi all but the two at +-30 degrees: from 90 through 180 to -90.
+
+    Seen to fail with windows that do not adjoin over the period's end, and ranges that begin at the smallest value.
+    """
     data = healthy_data(2)
     data["micro"][:] = data["macro"][:] = 1.0
     about = np.abs(data["centers"][:, 0]) > 1.0
@@ -639,6 +642,7 @@ def with_two_basins(data: dict[str, np.ndarray], result: dict[str, Any]) -> np.n
 
 @pytest.mark.parametrize("where", ["on the path", "elsewhere"])
 def test_a_barrier_is_doubted_where_its_path_is(where: str, tmp_path: Path, no_pictures: None) -> None:
+    """Seen to fail where any window counts, and where one CV's distance does."""
     data, result = healthy_data(2), healthy_result()
     with_two_basins(data, result)
     middle = np.linalg.norm(data["centers"] - [0.0 if where == "on the path" else 1.6, 0.425], axis=1)
