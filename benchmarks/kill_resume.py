@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,10 +185,13 @@ def main() -> None:
         trials = []
         for number in range(options.kills):
             folder = Path(base) / f"run{number}"
-            moments = [float(rng.uniform(0, 1.0) * seconds)]
-            if number % 3 == 2:
-                moments.append(float(rng.uniform(0, 0.8) * seconds))
-            found = trial(folder, options.evaluations, moments)
+            found: dict[str, object] = {}
+            while not found.get("stages"):  # a run that ended before its moment was not killed
+                shutil.rmtree(folder, ignore_errors=True)
+                moments = [float(rng.uniform(0, 1.0) * seconds)]
+                if number % 3 == 2:
+                    moments.append(float(rng.uniform(0, 0.8) * seconds))
+                found = trial(folder, options.evaluations, moments)
             if found["exit_code"] == 0:
                 same = fingerprint(folder)
                 found["different"] = sorted(k for k in expected if same.get(k) != expected[k])
