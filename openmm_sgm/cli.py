@@ -189,7 +189,12 @@ def _new(options: argparse.Namespace, command: str) -> int:
     for k, torsion in enumerate(torsions):
         print(f"{'CV' if k < 2 else '  '} {torsion.name:12} {torsion.meaning}, atoms {list(torsion.atoms)}")
     path = options.folder / "system.toml"
-    print(f"{path} has the first {min(2, len(torsions))} as collective variables; edit it to choose others, then:")
+    print(f"{path} has the first {min(2, len(torsions))} as collective variables; edit it to choose others.")
+    if len(torsions) > 2:
+        print(
+            "A torsion that turns freely within picoseconds need not be one. The run warns where one that is none is "
+            "slow: then make it one, or add --ladder 420,600,850 to the command."
+        )
     print(f"openmm-sgm run {shlex.quote(str(options.folder))} --output {shlex.quote(options.folder.name)}_run")
     return 0
 

@@ -65,6 +65,10 @@ FAR_KT = 50.0
 PROBES = 20
 """Frames of each window from which it is found which windows overlap."""
 UNTRUSTED_SHARE = 0.1
+TORSION = "torsion "
+"""With which the names of torsions begin."""
+BASINS = "hold different basins of"
+"""What is said of two windows that are not known to mix."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,18 @@ class Disagreement:
     minority: int | None
 
     def __str__(self) -> str:
-        how = "hold different basins of" if self.separate else "differ in"
-        a, b = self.typical
-        return f"windows {self.first} and {self.second} {how} {self.observable} ({a:.3g} against {b:.3g})"
+        return f"windows {self.first} and {self.second} {self.how} {self.observable} ({self.against})"
+
+    @property
+    def how(self) -> str:
+        return BASINS if self.separate else "differ in"
+
+    @property
+    def against(self) -> str:
+        """The two mean values in words, of a torsion in degrees."""
+        scale, unit = (180 / np.pi, "°") if self.observable.startswith(TORSION) else (1.0, "")
+        a, b = (f"{scale * value:.3g}{unit}" for value in self.typical)
+        return f"{a} against {b}"
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,22 @@ class HiddenStates:
     disagreements: tuple[Disagreement, ...]
     pairs: np.ndarray
     unchecked: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """Return them in words, those of one observable together."""
+        together: dict[tuple[str, str], list[Disagreement]] = {}
+        for d in self.disagreements:
+            together.setdefault((d.how, d.observable), []).append(d)
+        apart = len({(d.first, d.second) for d in self.disagreements})
+        lines = [f"{apart} of {len(self.pairs)} pairs of overlapping windows disagree{':' if apart else ''}"]
+        lines += [
+            f"  {len(found)} {how} {observable}, such as windows {found[0].first} and {found[0].second} "
+            f"({found[0].against})"
+            for (how, observable), found in together.items()
+        ]
+        if self.unchecked:
+            lines.append(f"{len(self.unchecked)} windows overlap with no other well enough to be compared")
+        return "\n".join(lines)
 
     @property
     def flagged(self) -> tuple[int, ...]:
@@ -407,7 +436,7 @@ def observables_of(trajectory: mdtraj.Trajectory, energies: np.ndarray | None = 
     if quads:
         angles = mdtraj.compute_dihedrals(trajectory, np.array(quads), periodic=False).astype(float)
         for (_, i, j, _), fold, column in zip(quads, folds, angles.T, strict=True):
-            found.append(Observable(f"torsion {names[i]} {names[j]}", column, 2 * math.pi / fold))
+            found.append(Observable(f"{TORSION}{names[i]} {names[j]}", column, 2 * math.pi / fold))
     for centre, bonded in enumerate(neighbours):
         if len(bonded) == 4 and len({alike[n] for n in bonded}) == 4:
             arms = trajectory.xyz[:, sorted(bonded)[:3]] - trajectory.xyz[:, [centre]]

@@ -110,26 +110,40 @@ def torsions_to_choose_from(topology: app.Topology) -> list[TorsionChoice]:
     about bonds between heavy atoms that can rotate (no ring, no peptide or double bond known as such)."""
     atoms = list(topology.atoms())
     found: list[TorsionChoice] = []
-    trajectory = mdtraj.Trajectory(np.zeros((1, len(atoms), 3)), mdtraj.Topology.from_openmm(topology))
-    backbone = []
-    for kind, compute in (("phi", mdtraj.compute_phi), ("psi", mdtraj.compute_psi)):
-        for indices in compute(trajectory)[0]:
-            residue = atoms[indices[2] if kind == "phi" else indices[1]].residue
-            backbone.append((residue.index, kind, tuple(int(i) for i in indices), f"{residue.name} {residue.id}"))
+    rotatable = _rotatable_bonds(topology)
+    backbone, side_chains = _protein_torsions(topology, {frozenset(bond) for bond in rotatable})
     middles = sorted({row[0] for row in backbone if {"phi", "psi"} <= {r[1] for r in backbone if r[0] == row[0]}})
     middle = middles[len(middles) // 2] if middles else -1
-    backbone.sort(key=lambda row: (row[0] != middle, row[0], row[1]))
-    for index, kind, indices, residue in backbone:
-        name = kind if index == middle else f"{kind}_{index}"
-        found.append(TorsionChoice(name, indices, f"{kind} of {residue}"))  # type: ignore[arg-type]
+    for rows in (backbone, side_chains):
+        for index, kind, indices, residue in sorted(rows, key=lambda row: (row[0] != middle, row[0], row[1])):
+            name = kind if index == middle else f"{kind}_{index}"
+            bond = " - ".join(atoms[i].name for i in indices[1:3])
+            found.append(TorsionChoice(name, indices, f"{kind} of {residue}, about {bond}"))  # type: ignore[arg-type]
     taken = {frozenset(choice.atoms[1:3]) for choice in found}
-    for a, b in _rotatable_bonds(topology):
+    for a, b in rotatable:
         if frozenset((a, b)) not in taken:
             ends = [_first_heavy(topology, here, other) for here, other in ((a, b), (b, a))]
             if None not in ends:
                 name = "_".join(f"{atoms[i].residue.index}{atoms[i].name}" for i in (a, b))
                 words = f"about {atoms[a].residue.name} {atoms[a].name} - {atoms[b].residue.name} {atoms[b].name}"
                 found.append(TorsionChoice(name.replace("'", "p"), (ends[0], a, b, ends[1]), words))  # type: ignore[arg-type]
+    return found
+
+
+def _protein_torsions(
+    topology: app.Topology, rotatable: set[frozenset[int]]
+) -> list[list[tuple[int, str, tuple[int, ...], str]]]:
+    """Return (residue's index, kind, atoms, residue in words) of φ and ψ, and of the χ that are in no ring."""
+    atoms = list(topology.atoms())
+    trajectory = mdtraj.Trajectory(np.zeros((1, len(atoms), 3)), mdtraj.Topology.from_openmm(topology))
+    found: list[list[tuple[int, str, tuple[int, ...], str]]] = []
+    for kinds in (("phi", "psi"), ("chi1", "chi2", "chi3", "chi4", "chi5")):
+        found.append([])
+        for kind in kinds:
+            for indices in getattr(mdtraj, f"compute_{kind}")(trajectory)[0].tolist():
+                residue = atoms[indices[2] if kind == "phi" else indices[1]].residue
+                if kind in ("phi", "psi") or frozenset(indices[1:3]) in rotatable:
+                    found[-1].append((residue.index, kind, tuple(indices), f"{residue.name} {residue.id}"))
     return found
 
 
@@ -176,7 +190,8 @@ def _system_toml(name: str, files: list[str], torsions: list[TorsionChoice]) -> 
         "time_step_fs = 2.0",
         "friction_per_ps = 1.0",
         "",
-        "# The collective variables: one to three. Take away or put back the # to choose others.",
+        "# The collective variables: one to three. Take away or put back the # to choose others. A torsion that turns",
+        "# freely within picoseconds need not be one. The run tells where one that is none is slow.",
     ]
     for k, choice in enumerate(torsions):
         mark = "" if k < 2 else "# "

@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from .figures import RunData, below
+from .hidden import BASINS
 from .runfolder import DAMAGE
 from .units import InputError, one_line
 
@@ -20,8 +21,10 @@ LEAST_ACCEPTANCE = 0.2
 MOST_DENSITY_ERROR_KT = 0.05
 MOST_INCONSISTENT_KJ_MOL = 1.0
 MOST_ENERGY_ERRORS = 4.0
-MOST_PLACES = 6
-"""Windows that are named one by one; of more, adjoining ones are named together."""
+MOST_PLACES, MOST_RANGES = 4, 2
+"""Windows that are named one by one, and ranges of adjoining ones where there are more."""
+EVERYWHERE = 0.7
+"""Adjoining windows over this share of every CV are all over the surface."""
 DOUBT = "is not to be trusted"
 CARE = "lies there: take its height with care"
 
@@ -69,20 +72,22 @@ def warnings_of(run: RunData) -> list[str]:
     if poor.any():
         found.append(
             f"At {_places(run, poor)} fewer than {LEAST_ACCEPTANCE:.0%} of the generated configurations were accepted: "
-            "the surface rests on few samples there." + _barriers_at(run, poor, CARE)
+            "these windows rest more on their own dynamics. More force evaluations help."
+            + _barriers_at(run, poor, CARE)
         )
     apart = low & np.isnan(run.data["macro"])
     if apart.any():
         found.append(
             f"The simulations at {_places(run, apart)} do not overlap with the others, or have hardly moved: MBAR has "
-            "no free energy for them, and only the generator's stands." + _barriers_at(run, apart, CARE)
+            "no free energy for them, and only the generator's stands. More force evaluations help."
+            + _barriers_at(run, apart, CARE)
         )
     unknown = np.isnan(run.data["micro"]) & np.isfinite(run.data["acceptance"])
     if unknown.any():
         found.append(
             f"At {_places(run, unknown)} the weights of the generated configurations cannot be trusted (too few count, "
-            "or a few count for too much): the surface rests on the simulations and the accepted configurations there."
-            + _barriers_at(run, unknown, CARE)
+            "or a few count for too much) and are not used: the surface rests on the simulations and the accepted "
+            "configurations there. More force evaluations help." + _barriers_at(run, unknown, CARE)
         )
     off = low & (np.abs(run.data["difference"]) > MOST_INCONSISTENT_KJ_MOL)
     off &= np.abs(run.data["difference"]) > 3 * np.hypot(run.data["micro_error"], run.data["macro_error"])
@@ -94,10 +99,14 @@ def warnings_of(run: RunData) -> list[str]:
         )
     hidden = result.get("hidden_states", [])
     if hidden:
-        found.append(
-            f"Overlapping windows hold different states: {_join(hidden, 3)}. The surface is not to be trusted there; "
-            "another CV or a temperature ladder (--ladder) may be needed." + _doubtful_barriers(run)
-        )
+        apart_in = [text for text in hidden if BASINS in text]
+        if apart_in:
+            text = f"Overlapping windows hold different states: {_join(apart_in, 3)}"
+            todo = "make the torsion that is named a CV, or use a temperature ladder (--ladder)"
+        else:
+            text = f"Overlapping windows differ where they should agree: {_join(hidden, 3)}"
+            todo = "more force evaluations may be enough; if not, something that is slow is in no CV"
+        found.append(f"{text}. The surface is not to be trusted there: {todo}." + _doubtful_barriers(run))
     energy = result["simulated_minus_generated_kj_mol"]
     if energy["mean"] is not None and abs(energy["mean"]) > MOST_ENERGY_ERRORS * energy["std_error"]:
         found.append(
@@ -106,7 +115,10 @@ def warnings_of(run: RunData) -> list[str]:
         )
     unreached = result["windows"]["left_by_the_budget"]
     if unreached:
-        found.append(f"The budget ended before {_join(unreached)} could be visited.")
+        found.append(
+            f"The budget ended before {_join(unreached)} could be visited: --resume with more --force-evaluations goes "
+            "on there."
+        )
     return found
 
 
@@ -123,13 +135,19 @@ def _places(run: RunData, which: np.ndarray) -> str:
     periodic = [cv["period"] is not None for cv in run.cvs]
     tree = KDTree(index, boxsize=np.where(periodic, sizes, 0))
     _, group = connected_components(tree.sparse_distance_matrix(tree, 1.5))
-    texts = []
-    for k in np.argsort(-np.bincount(group), kind="stable"):
-        own = index[group == k]
-        ranges = [axis[_stretch(column, p, len(axis))] for axis, column, p in zip(axes, own.T, periodic, strict=True)]
-        count = f"{len(own)} adjoining windows within " if len(own) > 1 else ""
-        texts.append(count + _place(run, ranges))
-    return _join(texts)
+    count, total = np.bincount(group), int(which.sum())
+    where = []
+    for k in np.argsort(-count, kind="stable")[:MOST_RANGES]:
+        own = index[group == k].T
+        if all(len(np.unique(column)) > EVERYWHERE * size for column, size in zip(own, sizes, strict=True)):
+            where.append((count[k], "all over the surface"))
+        elif count[k] > 1:
+            ends = [_stretch(column, p, size) for column, p, size in zip(own, periodic, sizes, strict=True)]
+            where.append((count[k], f"within {_place(run, [axis[end] for axis, end in zip(axes, ends, strict=True)])}"))
+    if where and where[0][0] == total:
+        return f"{total} adjoining windows {where[0][1]}"
+    listed = "; ".join(f"{n} of them adjoining, {place}" for n, place in where)
+    return f"{total} windows" + (f" ({listed})" if listed else "")
 
 
 def _stretch(index: np.ndarray, periodic: bool, size: int) -> list[int]:

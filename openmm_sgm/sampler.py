@@ -198,10 +198,15 @@ class ScoreSampler:
                 self.campaign.work_on(SerialExecutor(), 1)
         disagreements = self.hidden_states().disagreements
         if disagreements:
-            more = f", and {len(disagreements) - 1} more pairs disagree" if len(disagreements) > 1 else ""
+            worst, more = disagreements[0], len({(d.first, d.second) for d in disagreements}) - 1
+            others = f", and {more} more pairs disagree" if more else ""
+            what = "hold different states" if worst.separate else "differ where they should agree"
+            places = " and ".join(self.campaign.describe(window) for window in (worst.first, worst.second))
             warnings.warn(
-                f"overlapping windows hold different states: {disagreements[0]}{more}; surface and averages are not to "
-                "be trusted there, and their errors do not cover it: see hidden_states(), and SamplerOptions.ladder",
+                f"overlapping windows {what}: at {places} {worst}{others}; "
+                "surface and averages are not to be trusted there, and their errors do not cover it: print "
+                "hidden_states(), and see "
+                + ("SamplerOptions.ladder" if worst.separate else "whether a larger budget is enough"),
                 HiddenStateWarning,
                 stacklevel=2,
             )

@@ -13,6 +13,7 @@ from openmm_sgm.cvs import Torsion
 from openmm_sgm.executors import SerialExecutor
 from openmm_sgm.frames import MD, Frames
 from openmm_sgm.hidden import (
+    Disagreement,
     HiddenStates,
     Observable,
     Umbrella,
@@ -139,6 +140,23 @@ def test_windows_pulled_from_one_in_a_wrong_basin_are_blamed_with_it() -> None:
     assert first.difference == pytest.approx(1)
     assert first.exits == 0
     assert "hold different basins of torsion" in str(first)
+
+
+def test_disagreements_are_told_in_words() -> None:
+    """Those of one observable together, the worst as the example; torsions in degrees."""
+
+    def pair(first: int, second: int, observable: str, separate: bool) -> Disagreement:
+        return Disagreement(first, second, observable, separate, 1.0, (0.5, -1.0), (9.0, 9.0), 0.0, 1e-6, None)
+
+    found = [pair(3, 4, "torsion A B", True), pair(4, 5, "torsion A B", True), pair(3, 4, "energy", False)]
+    states = HiddenStates(tuple(found), np.array([[3, 4], [4, 5], [5, 6]]), (8,))
+    assert str(states).splitlines() == [
+        "2 of 3 pairs of overlapping windows disagree:",
+        "  2 hold different basins of torsion A B, such as windows 3 and 4 (28.6° against -57.3°)",
+        "  1 differ in energy, such as windows 3 and 4 (0.5 against -1)",
+        "1 windows overlap with no other well enough to be compared",
+    ]
+    assert str(HiddenStates((), states.pairs, ())) == "0 of 3 pairs of overlapping windows disagree"
 
 
 def rotor(samples: Frames, rate: float, rng: np.random.Generator) -> np.ndarray:

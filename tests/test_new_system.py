@@ -9,6 +9,7 @@ from openmm import app
 
 from openmm_sgm.cli import main
 from openmm_sgm.new_system import new_system, torsions_to_choose_from
+from openmm_sgm.system import MolecularSystem
 from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError
 
@@ -43,13 +44,19 @@ def test_hydrogens_are_added_where_there_are_none(tmp_path: Path) -> None:
 def test_torsions_about_rings_and_amides_are_not_offered() -> None:
     choices = torsions_to_choose_from(app.PDBFile(str(SERINE)).topology)
     meanings = [choice.meaning for choice in choices]
-    assert meanings == ["phi of SER 2", "psi of SER 2", "about SER CA - SER CB"]
+    assert [choice.name for choice in choices] == ["phi", "psi", "chi1"]
+    assert meanings == ["phi of SER 2, about N - CA", "psi of SER 2, about CA - C", "chi1 of SER 2, about CA - CB"]
+
+
+def test_side_chains_have_their_names_but_for_rings(proline: MolecularSystem) -> None:
+    """Proline's chi1 to chi5 lie in its ring."""
+    assert not [choice for choice in torsions_to_choose_from(proline.topology) if "chi" in choice.name]
 
 
 def test_a_choice_in_the_file_can_be_put_back(tmp_path: Path) -> None:
     new_system(tmp_path / "serine", SERINE)
     path = tmp_path / "serine" / "system.toml"
-    head, tail = path.read_text().split("\n# about SER CA - SER CB\n")
+    head, tail = path.read_text().split("\n# chi1 of SER 2, about CA - CB\n")
     path.write_text(head + "\n" + tail.replace("# ", ""))
     assert len(load_system(tmp_path / "serine").cvs) == 3
 
@@ -81,7 +88,7 @@ def test_the_command_tells_what_may_be_chosen(tmp_path: Path, capsys: pytest.Cap
     assert main(["new", str(tmp_path / "serine"), "--pdb", str(SERINE)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["CV", "CV"]
-    assert "about SER CA - SER CB" in lines[2]
+    assert "chi1 of SER 2, about CA - CB" in lines[2]
     assert lines[-1].startswith("openmm-sgm run ")
     assert main(["new", str(tmp_path / "serine"), "--pdb", str(SERINE)]) == 2
     assert "exists already" in capsys.readouterr().err

@@ -608,6 +608,23 @@ def test_many_windows_are_named_by_their_range(tmp_path: Path, no_pictures: None
     assert warning.startswith(f"At 9 adjoining windows within {within} fewer than 20% of the generated configurations")
 
 
+def test_scattered_windows_are_counted_and_the_largest_ranges_named(tmp_path: Path, no_pictures: None) -> None:
+    """Of the 6 x 4 windows those at phi -150 and -90 but one, two at 30, and one at 150, which adjoins the first."""
+    data = healthy_data(2)
+    data["micro"][:] = data["macro"][:] = 1.0
+    poor = np.zeros(24, dtype=bool)
+    poor[[0, 1, 2, 4, 5, 6, 7, 12, 13, 23]] = True
+    data["acceptance"] = np.where(poor, 0.1, 0.6)
+    (warning,) = warnings_of(tmp_path, data, healthy_result())
+    assert warning.startswith(
+        "At 10 windows (8 of them adjoining, within phi 150° to -90°, r 0.275 nm to 0.725 nm; 2 of them adjoining, "
+        "within phi 30°, r 0.275 nm to 0.425 nm) fewer than 20%"
+    )
+    data["acceptance"][:] = 0.1
+    (warning,) = warnings_of(tmp_path, data, healthy_result())
+    assert warning.startswith("At 24 adjoining windows all over the surface fewer than 20%")
+
+
 def test_windows_about_the_period_are_one_range(tmp_path: Path, no_pictures: None) -> None:
     """Of the six windows of phi all but the two at +-30 degrees: from 90 through 180 to -90.
 
@@ -716,8 +733,9 @@ def test_disagreement_is_warned_of(tmp_path: Path, no_pictures: None) -> None:
 def test_budget_that_ended_too_early_is_warned_of(tmp_path: Path, no_pictures: None) -> None:
     result = healthy_result()
     result["windows"]["left_by_the_budget"] = ["phi = 10°, r = 0.3 nm", "phi = 30°, r = 0.3 nm"]
-    expected = "The budget ended before phi = 10°, r = 0.3 nm; phi = 30°, r = 0.3 nm could be visited."
-    assert warnings_of(tmp_path, healthy_data(2), result) == [expected]
+    expected = "The budget ended before phi = 10°, r = 0.3 nm; phi = 30°, r = 0.3 nm could be visited: "
+    (warning,) = warnings_of(tmp_path, healthy_data(2), result)
+    assert warning == expected + "--resume with more --force-evaluations goes on there."
 
 
 def test_windows_that_hold_different_states_are_named(tmp_path: Path, no_pictures: None) -> None:
@@ -725,6 +743,11 @@ def test_windows_that_hold_different_states_are_named(tmp_path: Path, no_picture
     result["hidden_states"] = ["phi = 10° and phi = 30°: windows 3 and 4 hold different basins of torsion A-B"]
     (warning,) = warnings_of(tmp_path, healthy_data(2), result)
     assert warning.startswith(f"Overlapping windows hold different states: {result['hidden_states'][0]}.")
+    assert "make the torsion that is named a CV, or use a temperature ladder" in warning
+    result["hidden_states"] = ["phi = 10° and phi = 30°: windows 3 and 4 differ in energy (3 against 9)"]
+    (warning,) = warnings_of(tmp_path, healthy_data(2), result)
+    assert warning.startswith(f"Overlapping windows differ where they should agree: {result['hidden_states'][0]}.")
+    assert "more force evaluations may be enough" in warning
 
 
 # Folders that cannot be read

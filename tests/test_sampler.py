@@ -602,7 +602,7 @@ def test_windows_that_disagree_are_drawn_more_often(monkeypatch: pytest.MonkeyPa
     sampler = sgm.ScoreSampler(
         triatomic(), seed=6, workers=0, options=SMALL, on_round=lambda s: seconds.append(s.wall_seconds)
     )
-    with pytest.warns(sgm.HiddenStateWarning, match=r"windows \d+ and \d+ differ in energy .*: see hidden_states"):
+    with pytest.warns(sgm.HiddenStateWarning, match=r"windows \d+ and \d+ differ in energy .*: print hidden_states"):
         sampler.run(20_000)
     assert sampler.hidden_states().disagreements
     assert 0 < seconds[0] < seconds[1] < seconds[2] <= sampler.wall_seconds  # as they are saved
