@@ -820,3 +820,31 @@ def test_smallest_budget(system: Path, tmp_path: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "report.html")
     assert any(row["free_energy_kj_mol"] for row in read_rows(tmp_path / "out" / "surface.csv"))
     assert not [str(warning.message) for warning in caught if issubclass(warning.category, RuntimeWarning)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "environment", "painted"),
+    [
+        (Terminal, {"TERM": "xterm"}, True),
+        (Terminal, {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (Terminal, {"TERM": "dumb"}, False),
+        (io.StringIO, {"TERM": "xterm"}, False),
+    ],
+)
+def test_colours_are_for_terminals_only(
+    stream: type[io.StringIO], environment: dict[str, str], painted: bool, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    error = stream()
+    with contextlib.redirect_stderr(error):
+        assert main(["status", str(tmp_path / "nothing")]) == 2
+    said = f"openmm-sgm: {tmp_path / 'nothing'} holds no run"
+    assert error.getvalue() == (f"\x1b[31m{said}\x1b[0m\n" if painted else f"{said}\n")
