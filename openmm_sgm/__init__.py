@@ -15,6 +15,7 @@ _PUBLIC = {
     "basins": ("Basins", "find_basins"),
     "bursts": ("run_bursts",),
     "cells": ("CellGrid",),
+    "confined": ("ConfinedTorsion", "confined_torsions"),
     "cvs": (
         "RMSD",
         "Angle",

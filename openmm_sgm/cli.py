@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, command: str) -> int:
     from .platforms import PlatformOptions
-    from .report import find_warnings, write_report
+    from .report import ADVICE, find_warnings, write_report
     from .runfolder import has_state, keep, write_results, write_status
     from .sampler import ScoreSampler
     from .set_aside import save_failed
@@ -127,6 +127,8 @@ def _run(options: argparse.Namespace, command: str) -> int:
         show.note(line)
     for warning in found:
         show.note(_painted(f"warning: {warning}", YELLOW))
+    if found:
+        show.note(ADVICE)
     print(path)
     return 0
 

@@ -111,7 +111,8 @@ def _torsions(molecule: MolecularSystem, neighbours: list[list[int]]) -> tuple[l
         others.append((light, (first, i, j, last)))
     for _, quad in sorted(others)[:MOST_TORSIONS]:
         torsions.append(quad)
-        names.append("–".join(f"{atoms[n].residue}:{atoms[n].name}" for n in quad[1:3]))
+        bond = " ".join(f"{atoms[n].residue}-{atoms[n].name}" for n in quad[1:3])
+        names.append(f"{bond} ({'–'.join(atoms[n].name for n in quad)})")
     return torsions, names
 
 

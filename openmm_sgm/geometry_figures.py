@@ -45,7 +45,7 @@ def draw_torsions(run: RunData) -> Figure:
         for row, kind in enumerate(KINDS):
             density = histograms[row, n] * np.pi / 180
             axes.stairs(density, edges, color=COLOURS[row], linestyle=STYLES[row], linewidth=1.3, label=kind)
-        axes.set(title=str(name).replace("$", r"\$"), yticks=[])
+        axes.set(title=str(name).replace("$", r"\$").replace(" (", "\n("), yticks=[])
         axes.set_xticks([-180, -90, 0, 90, 180])
     for axes in panels[len(names) :]:
         axes.set_axis_off()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import mdtraj
-import networkx
 import numpy as np
 from openmm import app, unit
 
+from .rotatable import first_heavy, rotatable_bonds
 from .system_file import load_system
 from .units import InputError, one_line
 
@@ -68,7 +67,8 @@ def new_system(
     try:
         files = [_force_field_file(folder, force_field), *SOLVENTS[solvent]]
         topology, positions = structure.topology, structure.positions
-        if add_hydrogens or not any(atom.element is app.element.hydrogen for atom in topology.atoms()):
+        added = add_hydrogens or not any(atom.element is app.element.hydrogen for atom in topology.atoms())
+        if added:
             topology, positions = _with_hydrogens(folder, files, topology, positions)
         with (folder / "topology.pdb").open("w") as file:
             app.PDBFile.writeFile(topology, positions, file, keepIds=True)
@@ -76,7 +76,7 @@ def new_system(
         if not torsions:
             raise InputError(f"{pdb} holds no torsion about a rotatable bond: write system.toml with other CVs by hand")
         (folder / "system.toml").write_text(_system_toml(folder.name, files, torsions), encoding="utf-8")
-        (folder / "README.md").write_text(f"# {folder.name}\n\nMade from {pdb.name} by `openmm-sgm new`.\n")
+        (folder / "README.md").write_text(_readme(folder.name, pdb.name, files, added, torsions), encoding="utf-8")
         load_system(folder)
     except BaseException:
         shutil.rmtree(folder)
@@ -110,7 +110,7 @@ def torsions_to_choose_from(topology: app.Topology) -> list[TorsionChoice]:
     about bonds between heavy atoms that can rotate (no ring, no peptide or double bond known as such)."""
     atoms = list(topology.atoms())
     found: list[TorsionChoice] = []
-    rotatable = _rotatable_bonds(topology)
+    rotatable = rotatable_bonds(topology)
     backbone, side_chains = _protein_torsions(topology, {frozenset(bond) for bond in rotatable})
     middles = sorted({row[0] for row in backbone if {"phi", "psi"} <= {r[1] for r in backbone if r[0] == row[0]}})
     middle = middles[len(middles) // 2] if middles else -1
@@ -122,7 +122,7 @@ def torsions_to_choose_from(topology: app.Topology) -> list[TorsionChoice]:
     taken = {frozenset(choice.atoms[1:3]) for choice in found}
     for a, b in rotatable:
         if frozenset((a, b)) not in taken:
-            ends = [_first_heavy(topology, here, other) for here, other in ((a, b), (b, a))]
+            ends = [first_heavy(topology, here, other) for here, other in ((a, b), (b, a))]
             if None not in ends:
                 name = "_".join(f"{atoms[i].residue.index}{atoms[i].name}" for i in (a, b))
                 words = f"about {atoms[a].residue.name} {atoms[a].name} - {atoms[b].residue.name} {atoms[b].name}"
@@ -147,36 +147,14 @@ def _protein_torsions(
     return found
 
 
-def _rotatable_bonds(topology: app.Topology) -> list[tuple[int, int]]:
-    """Return bonds between heavy atoms that are in no ring and no amide or C=O."""
-    graph = networkx.Graph()
-    atoms = list(topology.atoms())
-    for bond in topology.bonds():
-        graph.add_edge(bond.atom1.index, bond.atom2.index)
-    heavy = {atom.index for atom in atoms if atom.element is not app.element.hydrogen}
-    bridges = {tuple(sorted(edge)) for edge in networkx.bridges(graph)}
-
-    def carbonyl(i: int) -> bool:
-        terminal = [j for j in graph[i] if graph.degree[j] == 1]
-        return atoms[i].element is app.element.carbon and any(
-            atoms[j].element in (app.element.oxygen, app.element.sulfur) for j in terminal
-        )
-
-    def amide(i: int, j: int) -> bool:
-        return any(carbonyl(a) and atoms[b].element is app.element.nitrogen for a, b in itertools.permutations((i, j)))
-
-    return [(i, j) for i, j in sorted(bridges) if i in heavy and j in heavy and not amide(i, j)]
-
-
-def _first_heavy(topology: app.Topology, here: int, other: int) -> int | None:
-    """Return the first heavy atom bound to `here` besides `other`."""
-    atoms = list(topology.atoms())
-    bound = sorted(
-        {a.index for bond in topology.bonds() for a in bond if here in (bond.atom1.index, bond.atom2.index)}
-        - {here, other}
+def _readme(name: str, pdb: str, files: list[str], added: bool, torsions: list[TorsionChoice]) -> str:
+    hydrogens = "Missing hydrogens were added at pH 7. " if added else ""
+    cvs = " and ".join(f"{choice.name} ({choice.meaning})" for choice in torsions[:2])
+    return (
+        f"# {name}\n\nMade from {pdb} by `openmm-sgm new`, with {' and '.join(files)}. {hydrogens}"
+        f"Collective variables: {cvs}; system.toml has the others to choose from.\n\n"
+        f"    openmm-sgm run {name} --output {name}_run\n"
     )
-    heavy = [i for i in bound if atoms[i].element is not app.element.hydrogen]
-    return heavy[0] if heavy else None
 
 
 def _system_toml(name: str, files: list[str], torsions: list[TorsionChoice]) -> str:

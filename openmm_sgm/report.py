@@ -31,6 +31,8 @@ from .viewer import interactive_surface, scripts
 
 __all__ = ["find_warnings", "write_report"]
 
+ADVICE = "What each means and what to do: docs/troubleshooting.md and docs/diagnostics.md of openmm_sgm."
+
 
 def write_report(folder: Path, comparison: Path | None = None) -> Path:
     """Write `report.html` into a finished run's folder and return its path.
@@ -62,7 +64,8 @@ def _page(run: RunData, comparison: list[str]) -> str:
     sections = [
         f"<h1>{_e(result['system'])}: free-energy surface</h1>",
         f"<p>{cost['total']:,} force evaluations in {wall['total']:.0f} s on the {_e(result['platform'])} platform. "
-        f"{np.isfinite(surface).mean():.0%} of the bins are sampled; the others are left empty.</p>",
+        f"{np.isfinite(surface).mean():.0%} of the bins are sampled. The others are left empty: they lie beyond the "
+        "windows that were opened, see Windows.</p>",
         _warning_box(warnings_of(run)),
         *interactive_surface(run),
         _figure(
@@ -77,7 +80,7 @@ def _page(run: RunData, comparison: list[str]) -> str:
         _figure(
             draw_labels(run),
             f"Metropolis acceptance and effective sample size of the generated configurations, in the last round, for "
-            f"each of {int(asked.sum())} labels (umbrella windows).",
+            f"each of the {int(asked.sum())} labels (umbrella windows) for which some were drawn.",
         ),
         _figure(
             draw_energies(run),
@@ -127,7 +130,9 @@ def _compared(folder: Path, system: str) -> list[str]:
 def _warning_box(found: list[str]) -> str:
     if not found:
         return ""
-    return '<div class="warnings"><ul>' + "".join(f"<li>{_e(text)}</li>" for text in found) + "</ul></div>"
+    return (
+        '<div class="warnings"><ul>' + "".join(f"<li>{_e(text)}</li>" for text in found) + f"</ul><p>{ADVICE}</p></div>"
+    )
 
 
 def _basins(run: RunData) -> list[str]:
@@ -187,7 +192,8 @@ def _geometry(run: RunData) -> list[str]:
     if len(run.data["geometry_torsions"]):
         caption = (
             "Torsions that are collective variables, then others, over the same windows: densities. What was generated "
-            "must agree with what was simulated once it is reweighted; as drawn it need not."
+            "must agree with what was simulated once it is reweighted; as drawn it need not. A torsion with a single "
+            "peak may have other states that no window has visited."
         )
         sections.append(_figure(draw_torsions(run), caption))
     return sections

@@ -107,6 +107,13 @@ def warnings_of(run: RunData) -> list[str]:
             text = f"Overlapping windows differ where they should agree: {_join(hidden, 3)}"
             todo = "more force evaluations may be enough; if not, something that is slow is in no CV"
         found.append(f"{text}. The surface is not to be trusted there: {todo}." + _doubtful_barriers(run))
+    confined = result.get("confined_torsions", [])
+    if confined:
+        found.append(
+            f"In all windows {_join(confined)} stayed in one place. If there is another, such as another rotamer of a "
+            "side chain, no window has visited it, and no error covers it: make such a torsion a CV, or use a "
+            "temperature ladder (--ladder)."
+        )
     energy = result["simulated_minus_generated_kj_mol"]
     if energy["mean"] is not None and abs(energy["mean"]) > MOST_ENERGY_ERRORS * energy["std_error"]:
         found.append(
@@ -161,10 +168,11 @@ def _stretch(index: np.ndarray, periodic: bool, size: int) -> list[int]:
 
 def _place(run: RunData, ranges: Sequence[Sequence[float] | np.ndarray]) -> str:
     """Return one value or two of every CV in words."""
-    return ", ".join(
-        f"{run.cvs[k]['name']} {' to '.join(run.value(k, value) for value in values)}"
-        for k, values in enumerate(ranges)
-    )
+    texts = []
+    for k, values in enumerate(ranges):
+        over = f" (over {run.value(k, run.data[f'edges_{k}'][-1])})" if values[0] > values[-1] else ""
+        texts.append(f"{run.cvs[k]['name']} {' to '.join(run.value(k, value) for value in values)}{over}")
+    return ", ".join(texts)
 
 
 def _barriers_at(run: RunData, which: np.ndarray, judgement: str) -> str:

@@ -238,6 +238,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         "hidden_states": [
             f"{campaign.describe(d.first)} and {campaign.describe(d.second)}: {d}" for d in hidden.disagreements
         ],
+        "confined_torsions": [str(torsion) for torsion in sampler.confined_torsions()],
         **_described(basins, sampler),
         "history": sampler.history,
         "trainings": campaign.shared.trainings,

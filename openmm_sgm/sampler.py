@@ -16,6 +16,7 @@ import numpy as np
 from openmm import app, unit
 
 from .campaign import Campaign, Plan, Weighed, refuse_unfit
+from .confined import ConfinedTorsion, confined_torsions
 from .cvs import CollectiveVariable
 from .executors import SerialExecutor, make_executor, one_thread
 from .explore import explore, explore_ladder
@@ -160,7 +161,8 @@ class ScoreSampler:
     def run(self, force_evaluations: int, target_error: Any = None) -> None:
         """Spend up to `force_evaluations` more: explore, then rounds of training, generation, injection, simulation.
 
-        Ends with a `HiddenStateWarning` where overlapping windows hold different states, see `hidden_states`.
+        Ends with a `HiddenStateWarning` where overlapping windows hold different states, see `hidden_states`, and
+        another where a torsion has stayed in one place in all of them, see `confined_torsions`.
 
         Parameters
         ----------
@@ -180,6 +182,8 @@ class ScoreSampler:
         n_windows = len(self.campaign.grid.centers)
         for line in describe_executor(self._given_executor, self.campaign.platform.name, self.workers, n_windows):
             self.progress(line)
+        timed = self.campaign.platform
+        self.progress(f"a force evaluation takes {1000 / timed.steps_per_second[timed.name]:.2g} ms on {timed.name}")
         cost, o = self.campaign.cost.total, self.options
         if self.campaign.plan.rounds:  # an interrupted call goes on
             self.campaign.plan.end = cost + budget
@@ -207,6 +211,17 @@ class ScoreSampler:
                 "surface and averages are not to be trusted there, and their errors do not cover it: print "
                 "hidden_states(), and see "
                 + ("SamplerOptions.ladder" if worst.separate else "whether a larger budget is enough"),
+                HiddenStateWarning,
+                stacklevel=2,
+            )
+        elif len(self.hidden_states().pairs):
+            self.progress("overlapping windows agree on torsions, handedness and energy")
+        confined = self.confined_torsions()
+        if confined:
+            warnings.warn(
+                f"in every window {', '.join(map(str, confined))} stayed in one place: if there are other states, no "
+                "window has visited them and no error covers them; make it a CV, give starts, or see "
+                "SamplerOptions.ladder",
                 HiddenStateWarning,
                 stacklevel=2,
             )
@@ -424,6 +439,12 @@ class ScoreSampler:
         if self._hidden is None or self._hidden[0] != campaign.cost.total:
             self._hidden = (campaign.cost.total, campaign.hidden_states())
         return self._hidden[1]
+
+    def confined_torsions(self) -> tuple[ConfinedTorsion, ...]:
+        """Return torsions that stayed in one place in all windows, those of a ladder too; see `confined_torsions`."""
+        campaign = self._campaign()
+        levels = (campaign, *campaign.hotter)
+        return confined_torsions(self.molecule, *(part.positions for level in levels for part in level.chain))
 
     @property
     def generator(self) -> ScoreLifting:

@@ -44,7 +44,7 @@ def interactive_surface(run: RunData) -> list[str]:
         '<p><label><input type="radio" name="quantity" value="value" checked> free energy</label> '
         '<label><input type="radio" name="quantity" value="error"> standard error</label></p>'
         "<p>Point at a bin; click, or press Enter, to hold it; arrow keys move, Escape lets go. Drag the structure to "
-        "turn it.</p></div>",
+        "turn it. White lines part the basins.</p></div>",
         data_block("surface-data", _data(run)),
     ]
 

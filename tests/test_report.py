@@ -437,7 +437,7 @@ def test_report_over_one_to_three_cvs(n_cvs: int, tmp_path: Path) -> None:
     names = " and ".join(str(cv["name"]) for cv in CVS[:n_cvs])
     assert f"Umbrella windows over {names} at 300 K" in page.text
     assert f"{np.isfinite(data['surface']).mean():.0%} of the bins are sampled" in page.text
-    assert f"for each of {len(data['visited'])} labels" in page.text
+    assert f"for each of the {len(data['visited'])} labels" in page.text
     cells = page.texts["td"]
     for verdict, count in (("accepted", "5"), ("rejected", "5"), ("energy not finite", "2")):
         assert cells[cells.index(verdict) + 1] == count
@@ -617,8 +617,8 @@ def test_scattered_windows_are_counted_and_the_largest_ranges_named(tmp_path: Pa
     data["acceptance"] = np.where(poor, 0.1, 0.6)
     (warning,) = warnings_of(tmp_path, data, healthy_result())
     assert warning.startswith(
-        "At 10 windows (8 of them adjoining, within phi 150° to -90°, r 0.275 nm to 0.725 nm; 2 of them adjoining, "
-        "within phi 30°, r 0.275 nm to 0.425 nm) fewer than 20%"
+        "At 10 windows (8 of them adjoining, within phi 150° to -90° (over 180°), r 0.275 nm to 0.725 nm; 2 of them "
+        "adjoining, within phi 30°, r 0.275 nm to 0.425 nm) fewer than 20%"
     )
     data["acceptance"][:] = 0.1
     (warning,) = warnings_of(tmp_path, data, healthy_result())
@@ -635,7 +635,9 @@ def test_windows_about_the_period_are_one_range(tmp_path: Path, no_pictures: Non
     about = np.abs(data["centers"][:, 0]) > 1.0
     data["acceptance"] = np.where(about, 0.1, 0.6)
     (warning,) = warnings_of(tmp_path, data, healthy_result())
-    assert warning.startswith(f"At {about.sum()} adjoining windows within phi 90° to -90°, r 0.275 nm to 0.725 nm ")
+    assert warning.startswith(
+        f"At {about.sum()} adjoining windows within phi 90° to -90° (over 180°), r 0.275 nm to 0.725 nm "
+    )
 
 
 def with_two_basins(data: dict[str, np.ndarray], result: dict[str, Any]) -> np.ndarray:
@@ -748,6 +750,12 @@ def test_windows_that_hold_different_states_are_named(tmp_path: Path, no_picture
     (warning,) = warnings_of(tmp_path, healthy_data(2), result)
     assert warning.startswith(f"Overlapping windows differ where they should agree: {result['hidden_states'][0]}.")
     assert "more force evaluations may be enough" in warning
+
+
+def test_torsions_that_stayed_in_one_place_are_named(tmp_path: Path, no_pictures: None) -> None:
+    result = healthy_result() | {"confined_torsions": ["torsion A B (-120° to -2°)"]}
+    (warning,) = warnings_of(tmp_path, healthy_data(2), result)
+    assert warning.startswith("In all windows torsion A B (-120° to -2°) stayed in one place.")
 
 
 # Folders that cannot be read
