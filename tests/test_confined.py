@@ -63,7 +63,7 @@ def test_a_rotamer_that_is_the_only_one_is_named(serine: MolecularSystem) -> Non
     assert np.degrees(found.width) == pytest.approx(99, abs=1)
     start, end = np.degrees([found.start, found.start + found.width])
     assert str(found) == f"torsion SER2-CA SER2-CB ({start:.0f}° to {end - 360:.0f}°)"
-    angles[:40] = np.radians(60)
+    angles[:40] = 0.0
     positions = turned(serine, CHI1, angles)
     assert confined_torsions(serine, positions) == ()
     assert confined_torsions(serine, positions[40:], positions[:40]) == ()
