@@ -628,6 +628,12 @@ class Campaign:
         rows = [np.isin(part.source, sources) & after for part, after in zip(self.chain, late, strict=True)]
         return Frames.gather(self.chain, rows)
 
+    def chain_of_surface(self) -> Frames:
+        """Return the equilibrium chain's frames of the windows below the surface's height."""
+        heights = (self.free_energies - np.nanmin(self.free_energies)) / self.beta
+        chain = self.chain_of(MD, INJECTED)
+        return chain[heights[chain.windows] <= self.options.surface_height]
+
     def leave_out_what_was(self) -> None:
         """Take what has been simulated and drawn so far out of all estimates: it has trained the next generator.
 
@@ -653,9 +659,7 @@ class Campaign:
 
     def hidden_states(self) -> HiddenStates:
         """Compare the overlapping windows of the surface: do they agree on torsions, handedness and the energy?"""
-        heights = (self.free_energies - np.nanmin(self.free_energies)) / self.beta
-        chain = self.chain_of(MD, INJECTED)
-        chain = chain[heights[chain.windows] <= self.options.surface_height]
+        chain = self.chain_of_surface()
         if len(np.unique(chain.windows)) < 2:
             return HiddenStates((), np.zeros((0, 2), dtype=np.int64), ())
         return hidden_states_in_frames(chain, self.grid, self.molecule)

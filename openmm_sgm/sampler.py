@@ -443,8 +443,8 @@ class ScoreSampler:
     def confined_torsions(self) -> tuple[ConfinedTorsion, ...]:
         """Return torsions that stayed in one place in all windows, those of a ladder too; see `confined_torsions`."""
         campaign = self._campaign()
-        levels = (campaign, *campaign.hotter)
-        return confined_torsions(self.molecule, *(part.positions for level in levels for part in level.chain))
+        hot = [part.positions for level in campaign.hotter for part in level.chain]
+        return confined_torsions(self.molecule, campaign.chain_of_surface().positions, *hot)
 
     @property
     def generator(self) -> ScoreLifting:
