@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .cvs import Torsion
 from .hidden import TORSION, observables_of
 from .rotatable import first_heavy, rotatable_bonds
 from .system import MolecularSystem
@@ -51,7 +52,7 @@ def confined_torsions(molecule: MolecularSystem, *positions: np.ndarray) -> tupl
         than 20,000 configurations are thinned evenly
     """
     topology = molecule.topology
-    taken = {frozenset(cv.atoms[1:3]) for cv in molecule.cvs if len(cv.atoms) == 4}
+    taken = {frozenset(cv.atoms[1:3]) for cv in molecule.cvs if isinstance(cv, Torsion)}
     degree = np.bincount(molecule.bonds.ravel(), minlength=molecule.n_atoms)
     atoms = list(molecule.mdtraj_topology.atoms)
     names = [
@@ -70,7 +71,7 @@ def confined_torsions(molecule: MolecularSystem, *positions: np.ndarray) -> tupl
     found = []
     for name in names:
         values, period = observables[name].values, observables[name].period
-        if period is not None and period > 6.0:  # 2π: not folded by a symmetry
+        if period is not None and np.isclose(period, 2 * np.pi):  # not folded by a symmetry
             start, width = _smallest_arc(values)
             if width <= LARGEST_ARC:
                 found.append(ConfinedTorsion(name, start, width))

@@ -160,7 +160,7 @@ class HiddenStates:
             for (how, observable), found in together.items()
         ]
         if self.unchecked:
-            lines.append(f"{len(self.unchecked)} windows overlap with no other well enough to be compared")
+            lines.append(f"windows without enough overlap to be compared: {len(self.unchecked)}")
         return "\n".join(lines)
 
     @property

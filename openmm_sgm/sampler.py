@@ -183,7 +183,9 @@ class ScoreSampler:
         for line in describe_executor(self._given_executor, self.campaign.platform.name, self.workers, n_windows):
             self.progress(line)
         timed = self.campaign.platform
-        self.progress(f"a force evaluation takes {1000 / timed.steps_per_second[timed.name]:.2g} ms on {timed.name}")
+        speed = timed.steps_per_second.get(timed.name, 0.0)
+        if speed > 0:
+            self.progress(f"a force evaluation takes {1000 / speed:.2g} ms on {timed.name}")
         cost, o = self.campaign.cost.total, self.options
         if self.campaign.plan.rounds:  # an interrupted call goes on
             self.campaign.plan.end = cost + budget

@@ -154,7 +154,7 @@ def test_disagreements_are_told_in_words() -> None:
         "2 of 3 pairs of overlapping windows disagree:",
         "  2 hold different basins of torsion A B, such as windows 3 and 4 (28.6° against -57.3°)",
         "  1 differ in energy, such as windows 3 and 4 (0.5 against -1)",
-        "1 windows overlap with no other well enough to be compared",
+        "windows without enough overlap to be compared: 1",
     ]
     assert str(HiddenStates((), states.pairs, ())) == "0 of 3 pairs of overlapping windows disagree"
 
