@@ -46,7 +46,7 @@ demo: venv
 	"$(VENV)/bin/openmm-sgm" "$$@"
 
 test: venv
-	$(ONE_THREAD) "$(VENV)/bin/pytest" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(ONE_THREAD) "$(VENV)/bin/pytest" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: venv
 	"$(VENV)/bin/ruff" check .

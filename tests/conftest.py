@@ -12,12 +12,6 @@ from openmm_sgm.system import MolecularSystem
 from openmm_sgm.system_file import load_system
 
 REPOSITORY = Path(__file__).parents[1]
-LONG = ("test_tutorials.py", "test_documentation.py", "test_fast_slow.py", "test_journal.py", "test_invariance.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take minutes, so that none of them is left to one worker at the end."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
