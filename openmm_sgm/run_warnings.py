@@ -72,14 +72,14 @@ def warnings_of(run: RunData) -> list[str]:
     if poor.any():
         found.append(
             f"At {_places(run, poor)} fewer than {LEAST_ACCEPTANCE:.0%} of the generated configurations were accepted: "
-            "these windows rest more on their own dynamics. More force evaluations help."
+            "these windows rest more on their own dynamics. More force evaluations may help."
             + _barriers_at(run, poor, CARE)
         )
     apart = low & np.isnan(run.data["macro"])
     if apart.any():
         found.append(
             f"The simulations at {_places(run, apart)} do not overlap with the others, or have hardly moved: MBAR has "
-            "no free energy for them, and only the generator's stands. More force evaluations help."
+            "no free energy for them, and only the generator's stands. More force evaluations may help."
             + _barriers_at(run, apart, CARE)
         )
     unknown = np.isnan(run.data["micro"]) & np.isfinite(run.data["acceptance"])
@@ -87,7 +87,7 @@ def warnings_of(run: RunData) -> list[str]:
         found.append(
             f"At {_places(run, unknown)} the weights of the generated configurations cannot be trusted (too few count, "
             "or a few count for too much) and are not used: the surface rests on the simulations and the accepted "
-            "configurations there. More force evaluations help." + _barriers_at(run, unknown, CARE)
+            "configurations there. More force evaluations may help." + _barriers_at(run, unknown, CARE)
         )
     off = low & (np.abs(run.data["difference"]) > MOST_INCONSISTENT_KJ_MOL)
     off &= np.abs(run.data["difference"]) > 3 * np.hypot(run.data["micro_error"], run.data["macro_error"])
