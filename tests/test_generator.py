@@ -85,7 +85,9 @@ def test_density_integrates_to_one(three_atoms: tuple[Generator, np.ndarray], mo
     assert integral(generator, label, 30) == pytest.approx(1.0, abs=0.01)
     with monkeypatch.context() as patch:
         patch.setattr(
-            Representation, "_log_volume", lambda self, bonds, angles, labels: torch.zeros(len(bonds)).double()
+            Representation,
+            "_log_volume",
+            lambda self, bonds, angles, positions, labels: torch.zeros(len(bonds)).double(),
         )
         assert abs(integral(generator, label, 20) - 1) > 0.1
     with monkeypatch.context() as patch:
