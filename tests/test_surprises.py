@@ -14,6 +14,7 @@ import torch
 from openmm import app
 
 import openmm_sgm as sgm
+from openmm_sgm.cells import CellGrid
 from openmm_sgm.cv_functions import MLP
 from openmm_sgm.features import PairDistances
 from openmm_sgm.frames import MD, Frames
@@ -23,6 +24,7 @@ from openmm_sgm.learned import TorchCV
 from openmm_sgm.mbar import settled_from, statistical_inefficiencies
 from openmm_sgm.reporter import FrameReporter, load_frames
 from openmm_sgm.system import MolecularSystem, check_supported
+from openmm_sgm.transitions import estimate_transitions
 from openmm_sgm.units import InputError
 from openmm_sgm.windows import WindowGrid
 
@@ -191,3 +193,21 @@ def test_frames_recorded_after_a_state_is_loaded_go_on_in_time(tmp_path: Path) -
     second.step(40)
     second.reporters.pop().close()
     assert load_frames(tmp_path / "frames").steps.tolist() == [20, 40, 60, 80]
+
+
+# deeptime
+
+
+def test_cells_that_are_cut_off_keep_their_numbers_and_are_told_of() -> None:
+    """deeptime's maximum-likelihood model drops them without a word and numbers the others anew."""
+    rng = np.random.default_rng(1)
+    grid = CellGrid((np.linspace(0.0, 6.0, 7),), (False,))
+    low, high = rng.uniform(0, 2, (200, 2, 1)), rng.uniform(3, 6, (300, 2, 1))
+    with pytest.warns(UserWarning, match="from a set of 2 cells to the largest set, of 3, and back"):
+        model = estimate_transitions(np.concatenate([low, high]), 1.0, grid, lag=1.0, seed=1, n_bootstrap=5)
+    assert model.known.tolist() == [False, False, False, True, True, True]
+    density, _ = model.stationary_density()
+    assert np.isnan(density[:3]).all()
+    np.testing.assert_allclose(density[3:], 1 / 3, atol=0.06)
+    with pytest.raises(InputError, match="start has no cell"):
+        model.mean_first_passage_time(np.array([0]), np.array([4]))
