@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+import types
 from pathlib import Path
 
 import mdtraj
@@ -15,7 +17,7 @@ from openmm import app
 
 import openmm_sgm as sgm
 from openmm_sgm.cells import CellGrid
-from openmm_sgm.cv_functions import MLP
+from openmm_sgm.cv_functions import MLP, tica_component
 from openmm_sgm.features import PairDistances
 from openmm_sgm.frames import MD, Frames
 from openmm_sgm.geometry import compare_geometry
@@ -196,6 +198,31 @@ def test_frames_recorded_after_a_state_is_loaded_go_on_in_time(tmp_path: Path) -
 
 
 # deeptime
+
+
+def test_trajectories_in_a_tuple_are_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TICA takes a tuple of two for one trajectory and its time-lagged copy, a list for two trajectories."""
+    given = []
+
+    class Stop(Exception):
+        pass
+
+    class Recorder:
+        def __init__(self, **options: int) -> None:
+            pass
+
+        def fit(self, data: object) -> None:
+            given.append(data)
+            raise Stop
+
+    decomposition = types.ModuleType("deeptime.decomposition")
+    decomposition.TICA = Recorder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "deeptime", types.ModuleType("deeptime"))
+    monkeypatch.setitem(sys.modules, "deeptime.decomposition", decomposition)
+    with pytest.raises(Stop):
+        tica_component((np.zeros((9, 2)), np.ones((9, 2))), lag=1)
+    assert isinstance(given[0], list)
+    assert len(given[0]) == 2
 
 
 def test_cells_that_are_cut_off_keep_their_numbers_and_are_told_of() -> None:
