@@ -614,11 +614,14 @@ class Campaign:
             counts |= (part.source == INJECTED) & ~draws.trusted[part.windows]
             used.append((part.windows[counts], part.cvs[counts]))
             weights.append(np.ones(int(counts.sum())))
-        for kind, drawn, wanted in ((self.trials, trials, ~settled), (self.counted, draws, draws.trusted)):
+        for kind, drawn, own_weights, wanted in (
+            (self.trials, trials, trials.effective, ~settled),
+            (self.counted, draws, draws.counted, draws.trusted),
+        ):
             for generated in kind:
                 rows = wanted[generated.frames.windows]
                 used.append((generated.frames.windows[rows], generated.frames.cvs[rows]))
-            weights.append(drawn.effective[wanted[drawn.windows]])
+            weights.append(own_weights[wanted[drawn.windows]])
         own, cvs = (np.concatenate(columns) for columns in zip(*used, strict=True))
         weight = np.concatenate(weights)
         windows, columns = np.unique(own, return_inverse=True)

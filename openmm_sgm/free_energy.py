@@ -299,7 +299,7 @@ def _pool(
         weights.append(own)
         replicas.append(own.astype(np.float32)[:, None] * _block_counts(chain.windows, g, n_bootstrap, rng))
     draw_counts = draws.resample(n_bootstrap, rng)
-    own = np.where(draws.trusted[draws.windows], draws.effective, 0.0)
+    own = draws.counted
     parts += [part.frames for part in rounds]
     weights.append(own)
     replicas.append(own.astype(np.float32)[:, None] * draw_counts)
@@ -468,12 +468,12 @@ def simulated_minus_generated(simulated: Frames, rounds: Sequence[Draws], draws:
     molecular dynamics leaves at once. Over windows that have both and whose weights can be trusted.
     """
     energies = np.concatenate([np.zeros(0), *(part.frames.energies for part in rounds)])
-    weight, n = _sum_by(draws.windows, draws.effective, len(draws.drawn)), len(draws.drawn)
+    weight, n = _sum_by(draws.windows, draws.counted, len(draws.drawn)), len(draws.drawn)
     counts = np.bincount(simulated.windows, minlength=n)
     both = draws.trusted & (counts > 0)
     if both.sum() < 2:
         return float("nan"), float("nan")
-    generated = _sum_by(draws.windows, draws.effective * energies, n)[both] / weight[both]
+    generated = _sum_by(draws.windows, draws.counted * energies, n)[both] / weight[both]
     difference = _sum_by(simulated.windows, simulated.energies, n)[both] / counts[both] - generated
     return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(both.sum()))
 

@@ -16,6 +16,8 @@ LEAST_EFFECTIVE = 3.0
 """A bin with fewer effective samples has no error that could be trusted, and is left empty."""
 LEAST_EFFECTIVE_DRAWS = 10.0
 """A window whose draws are worth fewer has no free energy of its own."""
+NEARLY_EQUAL = 0.5
+"""Effective share of draws from which the tail of their weights does not matter."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,27 @@ def pareto_shape(log_weights: np.ndarray, drawn: int) -> float:
     return float((shape * tail + 0.5 * 10) / (tail + 10))
 
 
+@dataclass(frozen=True)
+class _Half:
+    """Every other draw of a window: rows of those with a weight, how many draws it is of, whether the weights of *the
+    other* half can be trusted."""
+
+    window: int
+    rows: np.ndarray
+    drawn: int
+    admitted: bool
+
+
 class Weights:
     """The importance weights of all rounds' draws together.
 
     Whatever generator made a draw, the expectation of its weight is the same, exp(−F(c)), so the rounds are pooled: the
     mean is over all that were drawn for a window. Weighing rounds by their own effective numbers would favour those
     that missed the large weights.
+
+    So would asking draws whether they can be trusted and keeping those that say yes: a mean is taken for good where the
+    large weights happen to be missing. Each window's draws are split in two, every other one, and either half counts
+    where the *other* can be trusted, unless one or two of its own draws carry it all.
 
     Attributes
     ----------
@@ -92,25 +109,66 @@ class Weights:
 
     @cached_property
     def effective(self) -> np.ndarray:
-        """Weights, shape (n,), that add up to the effective number in each window."""
+        """Weights, shape (n,), that add up to the effective number in each window, trusted or not."""
         weights = np.zeros(len(self.windows))
         for rows in self._rows:
-            w = np.exp(self.log_weights[rows] - self.log_weights[rows].max())
-            weights[rows] = w * w.sum() / (w**2).sum()
+            weights[rows] = self._effective(rows)
+        return weights
+
+    @cached_property
+    def counted(self) -> np.ndarray:
+        """Weights, shape (n,), that add up to the effective number of a window's admitted draws; 0 for the others."""
+        weights = np.zeros(len(self.windows))
+        for rows, _ in self._admitted.values():
+            weights[rows] = self._effective(rows)
         return weights
 
     @cached_property
     def trusted(self) -> np.ndarray:
-        """Whether a window's weights can be trusted, bool, shape (n_windows,): enough of them count, and k̂ is below
-        min(1 − 1/log₁₀ n, 0.7) (Vehtari et al. 2024, equation 13)."""
+        """Whether any of a window's draws are admitted, bool, shape (n_windows,)."""
         trusted = np.zeros(len(self.drawn), dtype=bool)
-        for rows in self._rows:
-            window = self.windows[rows[0]]
-            n = int(self.drawn[window])
-            if self.effective[rows].sum() >= LEAST_EFFECTIVE_DRAWS:
-                limit = min(1 - 1 / np.log10(n), 0.7)
-                trusted[window] = pareto_shape(self.log_weights[rows], n) < limit
+        trusted[list(self._admitted)] = True
         return trusted
+
+    def _effective(self, rows: np.ndarray) -> np.ndarray:
+        w = np.exp(self.log_weights[rows] - self.log_weights[rows].max())
+        return np.asarray(w * w.sum() / (w**2).sum())
+
+    def _can_be_trusted(self, rows: np.ndarray, drawn: int) -> bool:
+        """Return whether enough of the weights count, and k̂ is below min(1 − 1/log₁₀ n, 0.7) (Vehtari et al. 2024,
+        equation 13) or does not matter, the weights being nearly equal."""
+        effective = float(self._effective(rows).sum()) if len(rows) else 0.0
+        if effective < LEAST_EFFECTIVE_DRAWS / 2:
+            return False
+        if effective >= NEARLY_EQUAL * drawn:
+            return True
+        return pareto_shape(self.log_weights[rows], drawn) < min(1 - 1 / np.log10(drawn), 0.7)
+
+    @cached_property
+    def _halves(self) -> list[_Half]:
+        halves = []
+        for rows in self._rows:
+            window = int(self.windows[rows[0]])
+            without_weight = int(self.drawn[window]) - len(rows)
+            parts = (rows[::2], rows[1::2])
+            sizes = (len(parts[0]) + without_weight // 2, len(parts[1]) + without_weight - without_weight // 2)
+            trust = [self._can_be_trusted(part, size) for part, size in zip(parts, sizes, strict=True)]
+            halves += [
+                _Half(window, part, size, other and self._effective(part).sum() >= LEAST_EFFECTIVE)
+                for part, size, other in zip(parts, sizes, trust[::-1], strict=True)
+                if len(part)
+            ]
+        return halves
+
+    @cached_property
+    def _admitted(self) -> dict[int, tuple[np.ndarray, int]]:
+        """Rows of each window's admitted draws, and how many draws these are with those of weight zero."""
+        found: dict[int, tuple[np.ndarray, int]] = {}
+        for half in self._halves:
+            if half.admitted:
+                rows, drawn = found.get(half.window, (np.zeros(0, dtype=np.int64), 0))
+                found[half.window] = (np.concatenate([rows, half.rows]), drawn + half.drawn)
+        return found
 
     def free_energies(self, rough: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return F(c) = −log E_q[exp(−β(U + bias_c))|Z|^½ / q(x|c)] and its standard error, kT, shape (n_windows,).
@@ -118,11 +176,9 @@ class Weights:
         README, "How it works", 6. NaN for a window whose weights cannot be trusted, unless a rough value will do.
         """
         f, error = np.full((2, len(self.drawn)), np.nan)
-        for rows in self._rows:
-            window = self.windows[rows[0]]
-            if not (rough or self.trusted[window]):
-                continue
-            n, top = self.drawn[window], self.log_weights[rows].max()
+        every = {int(self.windows[rows[0]]): (rows, int(self.drawn[self.windows[rows[0]]])) for rows in self._rows}
+        for window, (rows, n) in (every if rough else self._admitted).items():
+            top = self.log_weights[rows].max()
             w = np.exp(self.log_weights[rows] - top)
             mean, second = w.sum() / n, (w**2).sum() / n
             f[window] = -np.log(mean) - top
@@ -130,10 +186,12 @@ class Weights:
         return f, error
 
     def resample(self, n_bootstrap: int, rng: np.random.Generator) -> np.ndarray:
-        """Return how often each draw is taken, float32, shape (n, B); those of weight zero are resampled as well."""
+        """Return how often each draw is taken, float32, shape (n, B); those of weight zero are resampled as well.
+
+        Those that are not admitted are left as they are.
+        """
         counts = np.ones((len(self.windows), n_bootstrap), dtype=np.float32)
-        for rows in self._rows:
-            n = int(self.drawn[self.windows[rows[0]]])
+        for rows, n in (self._admitted[window] for window in sorted(self._admitted)):
             p = np.full(len(rows) + 1, 1 / n)
             p[-1] = max(0.0, 1 - len(rows) / n)
             counts[rows] = rng.multinomial(n, p / p.sum(), size=n_bootstrap).T[:-1]
@@ -142,11 +200,9 @@ class Weights:
     def resampled_free_energies(self, counts: np.ndarray) -> np.ndarray:
         """Return `free_energies` under resampling, shape (B, n_windows), NaN as there; counts by `resample`."""
         f = np.full((counts.shape[1], len(self.drawn)), np.nan)
-        for rows in self._rows:
-            window = self.windows[rows[0]]
-            if self.trusted[window]:
-                top = self.log_weights[rows].max()
-                mean = np.exp(self.log_weights[rows] - top) @ counts[rows] / self.drawn[window]
-                with np.errstate(divide="ignore"):
-                    f[:, window] = np.where(mean > 0, -np.log(mean) - top, np.nan)
+        for window, (rows, n) in self._admitted.items():
+            top = self.log_weights[rows].max()
+            mean = np.exp(self.log_weights[rows] - top) @ counts[rows] / n
+            with np.errstate(divide="ignore"):
+                f[:, window] = np.where(mean > 0, -np.log(mean) - top, np.nan)
         return f
