@@ -99,9 +99,9 @@ def exact_free_energies(campaign: Campaign) -> np.ndarray:
 
 @pytest.mark.parametrize("purpose", ["round", "trial"])
 def test_draws_that_are_no_configurations_count_as_drawn(campaign: Campaign, purpose: str) -> None:
-    """Absolute free energies of the windows. Where only draws with a weight count they are log 2 = 0.69 too low.
+    """Absolute free energies of the windows. Where only draws with a weight count they are log 2 too low.
 
-    That is DDD standard errors in rounds and TTT in trials.
+    That is 6 standard errors in rounds and 7 in trials where it shows most.
     """
     windows = np.arange(len(campaign.grid.centers))
     if purpose == "round":
@@ -111,20 +111,23 @@ def test_draws_that_are_no_configurations_count_as_drawn(campaign: Campaign, pur
         assert open_by_trial(campaign, windows.tolist(), 400) == windows.tolist()
         f, error = campaign.trial_weights().free_energies(rough=True)
     z = (f - exact_free_energies(campaign)) / error
-    print(z)
     assert np.isfinite(z).all()
     assert np.abs(z).max() < 4
 
 
-def test_the_next_chain_starts_from_the_state_that_the_walker_holds(campaign: Campaign) -> None:
+def test_the_next_chain_starts_from_the_state_that_the_walker_holds(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where no MD has come in between, and where fewer states are kept than were tested.
 
-    Where the first of each few states is kept, and not the last, windows that have moved since go on from another.
+    Where the first of each few states is kept, and not the last, windows that have moved since go on from another:
+    7 of 8.
     """
+    monkeypatch.setattr(campaign_module, "MOST_INJECTED", 10)
     windows = np.arange(len(campaign.grid.centers))
     for _ in range(2):
-        campaign.generate_and_inject(windows, np.full(len(windows), 250))
-        assert (np.bincount(campaign.chain[-1].windows) < 250).all()
+        campaign.generate_and_inject(windows, np.full(len(windows), 252))
+        assert (np.bincount(campaign.chain[-1].windows) < 252).all()
         held = campaign._last_frames(windows)
         np.testing.assert_array_equal(held.positions, [campaign.walkers[int(w)].positions for w in windows])
         assert (held.source == INJECTED).all()
@@ -154,7 +157,7 @@ def test_windows_of_any_number_of_samples_get_the_free_energies_of_pymbar(
 ) -> None:
     """From 6 samples to 600, all independent: by a campaign, by `mbar_free_energies` and by `estimate`.
 
-    With one more for each window than there are, the largest difference is EEE kT. Windows of one size would not show
+    With one more for each window than there are, the largest difference is 0.08 kT. Windows of one size would not show
     it.
     """
     counts = np.array([600, 6, 40, 6, 300, 10, 6, 100])
@@ -169,7 +172,6 @@ def test_windows_of_any_number_of_samples_get_the_free_energies_of_pymbar(
     rng = np.random.default_rng(6)
     combined = estimate(chain, [], campaign.grid, edges, ["x"], ["nm"], method="combined", n_bootstrap=3, rng=rng)
     for found in (campaign.free_energies, mbar_free_energies(chain, campaign.grid)[0], combined.free_energies):
-        print(np.abs(found - found.mean() - wanted + wanted.mean()).max())
         np.testing.assert_allclose(found - found.mean(), wanted - wanted.mean(), atol=1e-4)
 
 

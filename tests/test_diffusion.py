@@ -151,8 +151,9 @@ def test_rotors_have_the_same_density_a_turn_further() -> None:
 def test_densities_with_rotors_add_up_to_one() -> None:
     """The mean of p/q over draws is the integral of p, here of unit Gaussians times the uniform law of two rotors.
 
-    And the mean of p/q cos φ is zero. Broken on purpose: without the rotors' term in the prior's density the first is
-    0.0016; with rotors drawn from half a turn it is 0.25, with normal ones III.
+    And the means of p/q cos φ and p/q sin φ are zero. Broken on purpose: without the rotors' term in the prior's
+    density the first is 0.0016; with rotors drawn from half a turn it is 0.93, 6 standard errors off, with normal ones
+    1.16.
     """
     torch.manual_seed(2)
     network = ScoreNetwork(2, 2, 5, NetworkOptions(width=32, hidden=48, conditioning=16))

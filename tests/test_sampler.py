@@ -167,7 +167,7 @@ def test_what_the_first_round_has_left_is_in_no_estimate(sampler: sgm.ScoreSampl
         samples = sampler.estimate(method=method).samples
         # a chain goes on from the state that it was in, and may stay there
         fresh = samples.column("energies")[samples.column("source") != INJECTED]
-        assert len(fresh) > 100
+        assert len(fresh) >= 20
         assert not np.isin(fresh, np.concatenate(before)).any()
 
 
@@ -409,7 +409,9 @@ def test_weights_with_constraints() -> None:
 def test_surface_of_an_angle_between_constrained_bonds_is_the_closed_form() -> None:
     """Two rigid bonds that meet in a light atom: p(θ) ∝ sin θ |Z|^½ exp(−βU), |Z| as above.
 
-    Without the factor in the weights of draws and walkers the surface is up to 9 standard errors off, 5 in the mean.
+    Without the factor in the weights of draws, or of both draws and walkers, the surface is up to 9 standard errors
+    off. Without it in one of the two alone, a configuration's weight as a draw and as what a walker holds differ by
+    0.23 kT (standard deviation; 0.001 with it).
     """
     masses, stiffness = (16.0, 1.0, 16.0), 12.0
     molecule = triatomic(masses, True, stiffness, cvs=(sgm.Angle("theta", (0, 1, 2), 1.0, 2.9, windows=8),))
@@ -430,6 +432,10 @@ def test_surface_of_an_angle_between_constrained_bonds_is_the_closed_form() -> N
     assert surface.error_below(15.0) < 0.5
     assert np.abs(z).max() < 4.5
     assert np.sqrt(np.mean(z**2)) < 2
+    assert sampler.campaign is not None
+    windows, _ = sampler.campaign.active_windows()
+    frames, _, _ = sampler.campaign.draw(windows, np.full(len(windows), 50), "trial")
+    assert np.std(sampler.campaign._log_weights_of(frames) - frames.log_weights) < 0.1
 
 
 def test_step_tells_what_it_did_and_reporters_see_every_step(
