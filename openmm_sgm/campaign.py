@@ -484,7 +484,7 @@ class Campaign:
             every = -(-len(stays) // MOST_INJECTED)
             if not trusted[window] and accepted.any():
                 every = min(every, len(stays) // int(accepted.sum()))
-            injected.append(stays[::every])
+            injected.append(stays[::-every][::-1])  # the last is what the walker holds
             if accepted.any():
                 self.walkers[window] = Walker(frames.positions[stays[-1]], None, self.walkers[window].started_from)
         submit(verdicts)
@@ -494,7 +494,7 @@ class Campaign:
         )
 
     def _last_frames(self, windows: np.ndarray) -> Frames:
-        """Return the last frame of each window's simulation, which is what its walker holds after MD."""
+        """Return the last frame of each window's chain, which is what its walker holds, moved by MD or not."""
         chain = Frames.concatenate(self.chain)
         last = {int(window): row for row, window in enumerate(chain.windows)}
         return chain[np.array([last[int(w)] for w in windows])]

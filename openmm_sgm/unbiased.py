@@ -10,6 +10,7 @@ import numpy as np
 import openmm
 import torch
 from openmm import unit
+from scipy.special import ndtr, ndtri
 
 from .generator import Generator, Samples
 from .importance import effective_sample_size
@@ -97,8 +98,9 @@ class MoveStatistics:
 class UnbiasedMoves:
     """Metropolis moves that leave exp(−βU)|Z|^½ invariant in a user's own context.
 
-    Given x, the label c is drawn from N(ξ(x), kT/κ) (README, "How it works", 2), which makes (x, c) a draw of
-    the joint law π(x) N(c; ξ(x)). A proposal is c' ~ p, x' ~ q(·|c'), accepted with Hastings' ratio on the joint space,
+    Given x, the label c is drawn from the law ∝ exp(−bias_c(ξ(x))): N(ξ, kT/κ) (README, "How it works", 2), and no
+    further than half a period from ξ where a CV is periodic. That makes (x, c) a draw of the joint law
+    ∝ π(x) exp(−bias_c(ξ(x))). A proposal is c' ~ p, x' ~ q(·|c'), accepted with Hastings' ratio on the joint space,
     min(1, [π_c'(x')/(q(x'|c') p(c'))] / [π_c(x)/(q(x|c) p(c))]); then the label is forgotten.
     """
 
@@ -121,8 +123,7 @@ class UnbiasedMoves:
         state = context.getState(positions=True, velocities=True)
         start = _nm(state.getPositions(asNumpy=True))
         cvs = self.molecule.evaluate_cvs(start[None])
-        width = np.sqrt(1 / (self.beta * self.grid.force_constants))
-        label = self.grid.difference(cvs + width * rng.standard_normal(cvs.shape), np.zeros_like(cvs))
+        label = self._draw_label(cvs, rng)
         log_q = self.generator.log_density(start[None], self.grid.labels(label))
         energy = np.array([self._energy(context, groups)])
         here = (self._log_weight(start[None], energy, label, log_q) - self.labels.log_density(label))[0]
@@ -167,6 +168,18 @@ class UnbiasedMoves:
             return None, effective
         p = np.exp(log_weights - log_weights.max())
         return positions[rng.choice(draws, p=p / p.sum())], effective
+
+    def _draw_label(self, cvs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return labels c drawn from the law ∝ exp(−bias_c(ξ)) at CVs ξ, both (n, n_cvs), by inversion.
+
+        The bias of a periodic CV is that of the nearest image, so that c − ξ is normal and cut off half a period away.
+        A normal law that is wound around the period is wider where the umbrella is.
+        """
+        width = np.sqrt(1 / (self.beta * self.grid.force_constants))
+        reach = [np.inf if period is None else period / 2 for period in self.grid.periods]
+        below = ndtr(-np.array(reach) / width)
+        offset = width * ndtri(below + (1 - 2 * below) * rng.random(cvs.shape))
+        return self.grid.difference(cvs + offset, np.zeros_like(cvs))
 
     def _take(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, Samples]:
         """Return `n` fresh proposals, labels and configurations, from a stock that is drawn `STOCK` at a time.
