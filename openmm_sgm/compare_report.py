@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from .compare import Comparison
+from .files import replacing, write_atomically
 from .pages import drawing, escape, figure, page, table
 from .rivals import METHODS
 
@@ -85,17 +86,16 @@ def cost_to_reach(costs: Sequence[float], errors: Sequence[float], target: float
 def write_comparison(folder: Path, comparison: Comparison) -> Path:
     """Write compare.md, two PNG plots and compare.html into the folder; return the page's path."""
     summary = Summary(comparison)
-    (folder / "compare.md").write_text(_markdown(summary), encoding="utf-8")
+    write_atomically(folder / "compare.md", _markdown(summary))
     sections = [f"<h1>{escape(comparison.about['system'])}: methods compared</h1>"]
     with drawing():
         for cost, (picture, caption) in _pictures(summary).items():
-            picture.savefig(folder / f"error_{cost}.png", dpi=150)
+            with replacing(folder / f"error_{cost}.png") as partial:
+                picture.savefig(partial, format="png", dpi=150)
             sections.append(figure(picture, caption))
     sections += ["<h2>Error and cost</h2>", *_page_tables(summary), *_page_notes(summary)]
     path = folder / "compare.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page(f"{comparison.about['system']}: methods compared", sections), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, page(f"{comparison.about['system']}: methods compared", sections))
     return path
 
 

@@ -19,6 +19,8 @@ from .figures import (
     draw_surface,
     draw_training,
 )
+from .files import write_atomically
+from .folders import RUN, refuse_strangers
 from .geometry_figures import draw_bonds_and_angles, draw_torsions, geometry_in_words
 from .methods import methods
 from .pages import asset, drawing, page
@@ -48,12 +50,11 @@ def write_report(folder: Path, comparison: Path | None = None) -> Path:
         of different systems.
     """
     path = folder / "report.html"
+    refuse_strangers(folder, RUN)
     with readable(folder), drawing():
         run = RunData(folder)
         page = _page(run, [] if comparison is None else _compared(comparison, run.result["system"]))
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, page)
     return path
 
 

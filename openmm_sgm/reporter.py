@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import weakref
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import mdtraj
 import numpy as np
 from openmm import app, unit
 
 from .cvs import CollectiveVariable, as_cvs
+from .files import DAMAGE, read_arrays, read_json, replacing, write_atomically
 from .system import check_supported
 from .units import InputError, one_line, strip_units
 
@@ -27,8 +26,6 @@ HEADER = "frames.json"
 SHARD_FRAMES = 100
 """Frames written at once: what a kill can lose at most."""
 UNITS = {"positions": "nm", "forces": "kJ/mol/nm", "energies": "kJ/mol", "steps": ""}
-DAMAGE = (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile, zlib.error, MemoryError, RuntimeError)
-"""What reading a file raises whose content is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +153,7 @@ class _Writer:
                 if differing:
                     raise InputError(f"{self.folder} holds frames of another simulation, in {', '.join(differing)}")
             else:
-                temporary = path.with_name(path.name + ".tmp")
-                temporary.write_text(json.dumps(header, indent=1, allow_nan=False) + "\n")
-                temporary.replace(path)
+                write_atomically(path, json.dumps(header, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise InputError(f"frames cannot be written to {self.folder}: {error.strerror}") from None
         self.number = max((_number(file) for file in _shards(self.folder)), default=-1) + 1
@@ -178,10 +173,8 @@ class _Writer:
         trajectory = mdtraj.Trajectory(centred, self.topology)
         arrays["cvs"] = np.stack([cv.evaluate(trajectory) for cv in self.cvs], axis=1)
         path = self.folder / f"frames-{self.number:06d}.npz"
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-        temporary.replace(path)
         self.number += 1
         self.frames.clear()
 
@@ -216,8 +209,8 @@ def load_frames(folder: str | Path) -> RecordedFrames:
 
 def _read_shard(path: Path, n_atoms: int, n_cvs: int) -> dict[str, np.ndarray]:
     """Return the arrays of one file, or raise where they are not what the header promises."""
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in (*UNITS, "cvs")}
+    held = read_arrays(path)
+    arrays = {name: held[name] for name in (*UNITS, "cvs")}
     n = len(arrays["steps"])
     shapes = {
         "positions": (n, n_atoms, 3),
@@ -237,7 +230,7 @@ def _read_shard(path: Path, n_atoms: int, n_cvs: int) -> dict[str, np.ndarray]:
 def _read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     try:
-        header = json.loads(path.read_text())
+        header = read_json(path)
         version = header["schema_version"]
         complete = {"masses_amu", "cvs", "temperature_k"} <= set(header)
     except (FileNotFoundError, NotADirectoryError):

@@ -37,6 +37,8 @@ __all__ = [
 CHUNK = 4096
 """Frames whose biases in all windows are computed at once."""
 CHECKPOINT_SECONDS = 20.0
+TRAINING = ".training"
+"""How the names of checkpoints end."""
 
 
 @dataclass(frozen=True)
@@ -344,7 +346,7 @@ def train(
     if checkpoint is not None:
         before = previous.to_bytes() if previous is not None else None
         same = data.z, data.gradients, data.label_features, data.group, options, network_options, seed, before
-        path = checkpoint.folder / f"{digest(*same)}.training"
+        path = checkpoint.folder / f"{digest(*same)}{TRAINING}"
         fit.load(path)
     saved = time.perf_counter()
     while fit.step < options.steps and not fit.done:
