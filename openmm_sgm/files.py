@@ -12,6 +12,7 @@ import csv
 import json
 import math
 import os
+import re
 import stat
 import threading
 import tomllib
@@ -53,6 +54,10 @@ MOST_WEIGHTS = 1 << 30
 MOST_TABLE = 1 << 30
 MOST_UNPACKED = 2 << 30
 """Bytes that a file may have: of TOML, JSON, a network, a table (CSV), and the arrays of a compressed archive."""
+
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+"""
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:{_PART}\.[ \t]*+){{16}}")
+"""A key of TOML with more than sixteen parts, `a.b.c`."""
 
 
 @contextlib.contextmanager
@@ -138,8 +143,11 @@ def read_json(path: Path, most: int = MOST_JSON) -> Any:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Return what a TOML file of at most `MOST_TOML` bytes holds; raises as `read_json`."""
+    text = read_bytes(path, MOST_TOML).decode()
+    if _LONG_KEY.search(text):  # tomllib takes the square of the length for these
+        raise ValueError("a key has too many parts")
     try:
-        return tomllib.loads(read_bytes(path, MOST_TOML).decode())
+        return tomllib.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
