@@ -15,8 +15,6 @@ from .units import thermal_energy
 
 __all__ = ["WindowGrid"]
 
-PERIODIC_WINDOWS = 18
-WINDOWS = 12
 OVERLAP = 1.8
 """Default spacing of windows in units of an umbrella's own width √(kT/κ)."""
 
@@ -51,9 +49,8 @@ class WindowGrid:
         for cv in cvs:
             assert cv.minimum is not None
             assert cv.maximum is not None
-            count = cv.windows or (WINDOWS if cv.period is None else PERIODIC_WINDOWS)
-            spacing = (cv.maximum - cv.minimum) / count
-            axes.append(cv.minimum + (np.arange(count) + 0.5) * spacing)
+            spacing = (cv.maximum - cv.minimum) / cv.window_count
+            axes.append(cv.minimum + (np.arange(cv.window_count) + 0.5) * spacing)
             constants.append(cv.force_constant or thermal_energy(temperature_k) * (OVERLAP / spacing) ** 2)
         return WindowGrid(tuple(axes), np.array(constants), tuple(cv.period for cv in cvs), temperature_k, ladder)
 
