@@ -65,8 +65,8 @@ def _page(run: RunData, comparison: list[str]) -> str:
         heading(f"{result['system']}: free-energy surface", 1),
         paragraph(
             f"{cost['total']:,} force evaluations in {wall['total']:.0f} s on the {result['platform']} platform. "
-            f"{np.isfinite(surface).mean():.0%} of the bins are sampled. The others are left empty: they lie beyond the "
-            "windows that were opened, see Windows."
+            f"{np.isfinite(surface).mean():.0%} of the bins are sampled. The others are left empty: they lie beyond "
+            "the windows that were opened, see Windows."
         ),
         _warning_box(warnings_of(run)),
         *interactive_surface(run),
@@ -93,9 +93,9 @@ def _page(run: RunData, comparison: list[str]) -> str:
         heading("What became of the generated configurations"),
         _table([[purpose, verdict, f"{n:,}"] for (purpose, verdict), n in run.verdicts.most_common()]),
         paragraph(
-            "“not offered” are trials, drawn to see whether the generator can be trusted in a new window. The generator "
-            "proposes only what its coordinates reach: it makes no state that no simulation has visited (such as a cis "
-            "peptide bond), and never the other handedness of a chiral centre."
+            "“not offered” are trials, drawn to see whether the generator can be trusted in a new window. The "
+            "generator proposes only what its coordinates reach: it makes no state that no simulation has visited "
+            "(such as a cis peptide bond), and never the other handedness of a chiral centre."
         ),
         heading("Micro-macro consistency"),
         _figure(
@@ -153,9 +153,9 @@ def _basins(run: RunData) -> list[str]:
         _table(rows, ["basin", f"minimum ({names})", "population (%)", "free energy over A (kJ/mol)"]),
         paragraph(
             f"Basins have their minimum below {run.height:g} kJ/mol. Populations are of all bins that run down to the "
-            "minimum, in the unbiased ensemble, ± the standard error by the bootstrap; a state that no window has visited "
-            "is in none of them. Two minima are one basin where the barrier between them is lower than kT or than twice "
-            "its standard error."
+            "minimum, in the unbiased ensemble, ± the standard error by the bootstrap; a state that no window has "
+            "visited is in none of them. Two minima are one basin where the barrier between them is lower than kT or "
+            "than twice its standard error."
         ),
     ]
     barriers = [
