@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import mdtraj
@@ -13,9 +14,8 @@ from .files import replacing, write_atomically
 __all__ = ["write_dcd", "write_pdb"]
 
 _DATED = "REMARK   1 CREATED WITH OPENMM"
-_TITLES_AT, _TITLE = 100, 80
-"""In a DCD file: bytes before the titles (a record of 84 bytes, a record's length and a number), and of each title."""
-_TITLES = (b"Created by DCD plugin", b"REMARKS weighted samples of openmm_sgm")
+_TITLES_AT, _TITLE = 92, 80
+"""In a DCD file: bytes before the record of its titles (after one of 84 bytes), and bytes of a title."""
 
 
 def write_pdb(path: Path, topology: app.Topology, positions: unit.Quantity) -> None:
@@ -27,13 +27,11 @@ def write_pdb(path: Path, topology: app.Topology, positions: unit.Quantity) -> N
 
 
 def write_dcd(path: Path, trajectory: mdtraj.Trajectory) -> None:
-    """Write a DCD file as mdtraj does, which puts the time, and bytes of its memory, into the titles: these are ours.
-
-    The second of the two titles of 80 bytes is set by `strftime` in VMD's plugin, and its rest never.
-    """
+    """Write a DCD file as mdtraj does, but for its titles, in which VMD's plugin has the time and bytes of its memory."""
     with replacing(path) as partial:
         trajectory.save_dcd(str(partial))
         with partial.open("r+b") as file:
             file.seek(_TITLES_AT)
-            for title in _TITLES:
-                file.write(title.ljust(_TITLE, b"\0"))
+            length, count = struct.unpack("=2i", file.read(8))
+            if length == 4 + count * _TITLE:
+                file.write(b"openmm_sgm".ljust(count * _TITLE, b"\0"))

@@ -5,12 +5,13 @@ More than a thousand files are generated, from fixed seeds; the cases by hand ar
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -344,3 +345,65 @@ def test_report_escapes_a_name(finished: Finished, tmp_path: Path) -> None:
     page = write_report(folder).read_text()
     assert "&lt;script&gt;" in page
     assert script not in page  # the report's own are other ones, and the only ones that its policy lets run
+
+
+EVIL = "<b id='x' onclick=alert(1)>"
+
+
+def leaves(content: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the path to each value that is neither a dict nor a list, of lists those in the first two items; and to
+    each key."""
+    items = content.items() if isinstance(content, dict) else enumerate(content[:2])
+    for key, value in items:
+        yield from leaves(value, *path, key) if isinstance(value, dict | list) else [(*path, key)]
+
+
+def changed(content: Any, path: tuple[Any, ...]) -> Any:
+    """Return a copy with the value at a path replaced by markup."""
+    content = copy.deepcopy(content)
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = EVIL
+    return content
+
+
+@pytest.mark.parametrize("name", ["result.json", "diagnostics.json"])
+def test_report_escapes_every_value(
+    name: str, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value may be text where a number belongs: the report has it as text, or is refused."""
+    from openmm_sgm import report
+
+    class Picture:
+        def savefig(self, *given: Any, **options: Any) -> None:
+            """Draw nothing: the pictures would take all the time."""
+
+    for drawn in [function for function in vars(report) if function.startswith("draw_")]:
+        monkeypatch.setattr(report, drawn, lambda run: Picture())
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    content = json.loads((folder / name).read_text())
+    paths = list(leaves(content))
+    written = 0
+    for path in paths:
+        (folder / name).write_text(json.dumps(changed(content, path)))
+        if refused_or_read(lambda: report.write_report(folder)):
+            assert "<b id" not in (folder / "report.html").read_text(), path
+            written += 1
+    assert len(paths) > 10
+    assert written > 5
+
+
+@pytest.mark.parametrize("key", ["visited", "started_from"])
+def test_report_escapes_the_windows(key: str, finished: Finished, tmp_path: Path) -> None:
+    from openmm_sgm.report import write_report
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    content = json.loads((folder / "result.json").read_text())
+    content["windows"][key] = EVIL if key == "visited" else {EVIL: EVIL}
+    (folder / "result.json").write_text(json.dumps(content))
+    page = write_report(folder).read_text()
+    assert "<b id" not in page
+    assert "&lt;b id" in page
