@@ -27,7 +27,7 @@ def write_pdb(path: Path, topology: app.Topology, positions: unit.Quantity) -> N
 
 
 def write_dcd(path: Path, trajectory: mdtraj.Trajectory) -> None:
-    """Write a DCD file as mdtraj does, but for its titles, in which VMD's plugin has the time and bytes of its memory."""
+    """Write a DCD file as mdtraj does, but for the titles, where VMD's plugin has the time and bytes of its memory."""
     with replacing(path) as partial:
         trajectory.save_dcd(str(partial))
         with partial.open("r+b") as file:
