@@ -226,7 +226,7 @@ def _run_unit(
 ) -> None:
     """Run one method with one seed unless its rows are there, and write them; a failure is written down, not raised."""
     path = _unit_path(folder, name, seed, budgets)
-    before = _read_unit(path)
+    before = _read_unit(path, molecule.bins)
     if before is not None and before["failure"] is None:
         return
     method, snapshots, failure = METHODS[name], [], _missing(METHODS[name])
@@ -268,11 +268,18 @@ def _unit_path(folder: Path, name: str, seed: int, budgets: Sequence[int]) -> Pa
     return folder / "rows" / f"{name}-seed{seed}{budget}.json"
 
 
-def _read_unit(path: Path) -> dict[str, Any] | None:
+def _read_unit(path: Path, bins: tuple[int, ...]) -> dict[str, Any] | None:
     """Return what a run has left; None where there is nothing, or nothing that can be read."""
     try:
         content = read_json(path, MOST_ROWS)
-        return content if {"failure", "snapshots"} <= set(content) else None
+        for snapshot in content["snapshots"]:
+            shapes = {np.array(snapshot[name], dtype=float).shape for name in ("free_energy", "std_error")}
+            numbers = (snapshot["budget"], snapshot["force_evaluations"], snapshot["seconds"])
+            if shapes != {bins} or not all(isinstance(number, int | float) for number in numbers):
+                return None
+            if not isinstance(snapshot["note"], str) or not isinstance(snapshot["extras"], dict):
+                return None
+        return content if "failure" in content else None
     except DAMAGE:
         return None
 
@@ -308,7 +315,7 @@ def _collect(
     for name in names:
         for seed in range(1, seeds + 1):
             for share in _shares(name, budgets, largest):
-                unit = _read_unit(_unit_path(folder, name, seed, share))
+                unit = _read_unit(_unit_path(folder, name, seed, share), molecule.bins)
                 if unit is None:
                     unit = {"failure": "its rows cannot be read", "snapshots": []}
                 if unit["failure"]:

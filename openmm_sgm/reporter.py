@@ -232,20 +232,26 @@ def _read_header(folder: Path) -> dict[str, Any]:
     try:
         header = read_json(path)
         version = header["schema_version"]
-        complete = {"masses_amu", "cvs", "temperature_k"} <= set(header)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} holds no {HEADER}: give the folder that a FrameReporter has written") from None
     except DAMAGE as error:
         raise InputError(f"{path} is damaged: {one_line(error)}") from None
     if version != SCHEMA_VERSION:
         raise InputError(f"{path} is of schema version {version}, this program reads {SCHEMA_VERSION}")
-    if not complete:
+    if not _is_complete(header):
         raise InputError(f"{path} is damaged: it names no masses, CVs or temperature")
     return dict(header)
 
 
+def _is_complete(header: dict[str, Any]) -> bool:
+    """Return whether a header has what is read of it, as what it should be."""
+    masses, cvs, kelvin = (header.get(name) for name in ("masses_amu", "cvs", "temperature_k"))
+    named = isinstance(cvs, list) and all(isinstance(cv, dict) and "name" in cv for cv in cvs)
+    return named and isinstance(masses, list) and isinstance(kelvin, int | float | None) and "temperature_k" in header
+
+
 def _shards(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("frames-*.npz") if path.stem.removeprefix("frames-").isdigit()]
+    found = [path for path in folder.glob("frames-*.npz") if path.stem.removeprefix("frames-").isdecimal()]
     return sorted(found, key=_number)
 
 

@@ -636,6 +636,8 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
         if version == STATE_VERSION:
             _check_digests(state, content)
         number = content["number"]
+        if not isinstance(number, int):
+            raise ValueError(f"a state has a whole number, not {number!r:.40}")
         campaign = sampler.new_campaign(_platform_here(content.get("platform"), sampler))
         for k, level in enumerate((campaign, *campaign.hotter)):
             _load_level(_level_folder(state, k), level, number, content["levels"][k])

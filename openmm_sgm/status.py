@@ -24,6 +24,8 @@ LOCK_TRIES, LOCK_SECONDS = 5, 0.05
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _FIELDS = {"state": str, "force_evaluations": int, "budget": int, "history": list, "command": str}
+_MORE_FIELDS = {"seed": int, "workers": int | None, "ladder": list, "quick": bool}
+"""Those that a folder must have, and those from which a run goes on where it has them."""
 
 
 def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
@@ -147,6 +149,8 @@ def read_status(folder: Path) -> dict[str, Any]:
     except ValueError:
         raise InputError(f"{folder / 'status.json'} is damaged") from None
     whole = isinstance(content, dict) and all(isinstance(content.get(k), kind) for k, kind in _FIELDS.items())
+    whole = whole and all(isinstance(content[k], kind) for k, kind in _MORE_FIELDS.items() if k in content)
+    whole = whole and all(isinstance(temperature, int | float) for temperature in content.get("ladder", []))
     if not whole or not all(isinstance(record, dict) for record in content["history"]):
         raise InputError(f"{folder / 'status.json'} is damaged")
     return content

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import TOML, edit, finished_run, snapshot, write_system
+from test_cli import TOML, edit, finished_run, one_sentence, snapshot, write_system
 from test_runfolder import new_sampler
 
-from openmm_sgm.cli import _load_generator
+from openmm_sgm.cli import _load_generator, main
 from openmm_sgm.inject import Ledger
 from openmm_sgm.journal import Journal
+from openmm_sgm.records import digest
 from openmm_sgm.reporter import load_frames
 from openmm_sgm.runfolder import DAMAGE, load_state
 from openmm_sgm.status import describe, read_status
@@ -407,3 +408,48 @@ def test_report_escapes_the_windows(key: str, finished: Finished, tmp_path: Path
     page = write_report(folder).read_text()
     assert "<b id" not in page
     assert "&lt;b id" in page
+
+
+FRAMES: dict[str, Any] = {
+    "masses no list": {"masses_amu": 5},
+    "CVs no list": {"cvs": 5},
+    "CVs without names": {"cvs": [{}]},
+    "a temperature in words": {"temperature_k": "warm"},
+}
+
+
+@pytest.mark.parametrize("case", FRAMES)
+def test_crafted_header_of_frames(case: str, recorded: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(recorded, folder)
+    path = folder / "frames.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | FRAMES[case]))
+    assert not refused_or_read(lambda: load_frames(folder))
+
+
+@pytest.mark.parametrize("change", [{"seed": "1"}, {"workers": "x"}, {"ladder": ["hot"]}, {"ladder": 5}, {"quick": 2}])
+def test_resume_with_a_crafted_status(
+    change: dict[str, Any], finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    path = folder / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    before = snapshot(folder)
+    assert main(["run", str(finished.system), "--output", str(folder), "--resume"]) == 2
+    assert "status.json is damaged" in one_sentence(capsys.readouterr().err)
+    assert snapshot(folder) == before
+
+
+def test_a_crafted_number_of_a_state(finished: Finished, tmp_path: Path) -> None:
+    """Its digest fits; the number is a part of file names."""
+    state = tmp_path / "run" / "state"
+    shutil.copytree(finished.folder / "state", state)
+    content = json.loads((state / "state.json").read_text())
+    del content["digest"]
+    number = f"{content['number']}"
+    content |= {"number": number}
+    content["digest"] = digest(json.dumps(content, sort_keys=True))
+    (state / "state.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="a state has a whole number, not"):
+        load_state(tmp_path / "run", new_sampler(finished.system))
