@@ -69,11 +69,29 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     durable : also after a loss of power, which costs the time of a disk's flush
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
-    partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    try:
+    with _partial(path, durable) as (partial, descriptor):
+        os.close(descriptor)
         yield partial
+
+
+def write_atomically(path: Path, content: bytes | str, *, durable: bool = False) -> None:
+    """Write a file, text as UTF-8, as `replacing` does."""
+    with _partial(path, durable) as (_, descriptor), os.fdopen(descriptor, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def _partial(path: Path, durable: bool) -> Iterator[tuple[Path, int]]:
+    """Yield the path and the descriptor, which is left to the caller, of the file that `replacing` is about."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
+    new = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never one that is there, and so through no link
+    try:
+        descriptor = os.open(partial, new, 0o666)
+    except FileExistsError:
+        partial.unlink()
+        descriptor = os.open(partial, new, 0o666)
+    try:
+        yield partial, descriptor
         if durable:
             _flush(partial)
         partial.replace(path)
@@ -83,12 +101,6 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-
-
-def write_atomically(path: Path, content: bytes | str, *, durable: bool = False) -> None:
-    """Write a file, text as UTF-8, as `replacing` does."""
-    with replacing(path, durable=durable) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def sync_folder(folder: Path) -> None:
