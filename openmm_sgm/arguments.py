@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--force-field", default="amber99sbildn.xml", metavar="NAME", help="OpenMM's, or a file (default %(default)s)"
     )
     new.add_argument("--solvent", default="vacuum", metavar="S", help="vacuum (default) or obc, generalised Born")
+    _add_trust(new)
     new.add_argument("--add-hydrogens", action="store_true", help="those missing at pH 7; added anyway if it has none")
 
     run = verbs.add_parser(
@@ -108,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--generator", type=Path, metavar="DIR", help="begin with this generator: of `train`, or of another run"
     )
+    _add_trust(run)
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in DIR")
 
     train = verbs.add_parser(
@@ -129,6 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--frames", type=Path, metavar="FOLDER", help="what a FrameReporter has written")
     train.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
+    _add_trust(train)
     train.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="S", help="default 1")
 
     compare = verbs.add_parser(
@@ -160,6 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a surface.csv that counts as the truth (default: the mean of the methods' longest runs)",
     )
+    _add_trust(compare)
     compare.add_argument("--workers", type=int, metavar="W", help="processes (default: the processors there are)")
     compare.add_argument(
         "--resume", action="store_true", help="continue an interrupted comparison in DIR, or add to it"
@@ -191,6 +195,14 @@ def make_parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     _complete_paths(verbs.choices.values())
     return parser
+
+
+def _add_trust(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--trust",
+        action="store_true",
+        help="let the system's own files run code: scripts of a force field, a PythonForce (refused otherwise)",
+    )
 
 
 def _examples(*commands: str, notes: str = "") -> dict[str, Any]:

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, command: str) -> int:
     from .platforms import PlatformOptions
     from .report import ADVICE, find_warnings, write_report
-    from .runfolder import has_state, keep, write_results, write_status
+    from .runfolder import has_state, keep, refuse_overwriting, write_results, write_status
     from .sampler import ScoreSampler
     from .set_aside import save_failed
     from .status import read_status, resumed, storage_errors
@@ -60,6 +60,8 @@ def _run(options: argparse.Namespace, command: str) -> int:
     from .units import HiddenStateWarning
 
     folder: Path = options.output
+    if not options.resume:
+        refuse_overwriting(folder)
     before = read_status(folder) if options.resume and (folder / "status.json").is_file() else {}
     workers, executor = _workers(options, before)
     quick = options.quick or before.get("quick", False)
@@ -67,7 +69,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     usual = DEFAULT_QUICK if quick else DEFAULT_EVALUATIONS
     budget = before.get("budget", usual) if options.force_evaluations is None else options.force_evaluations
     seed = before.get("seed", DEFAULT_SEED) if options.seed is None else options.seed
-    molecule = load_system(options.system)
+    molecule = load_system(options.system, options.trust)
 
     def tell(state: str, found: list[str] | None = None) -> None:
         write_status(folder, state, sampler, budget, command, found)
@@ -187,6 +189,7 @@ def _new(options: argparse.Namespace, command: str) -> int:
         force_field=options.force_field,
         solvent=options.solvent,
         add_hydrogens=options.add_hydrogens,
+        trust=options.trust,
     )
     for k, torsion in enumerate(torsions):
         print(f"{'CV' if k < 2 else '  '} {torsion.name:12} {torsion.meaning}, atoms {list(torsion.atoms)}")
@@ -209,12 +212,12 @@ def _train(options: argparse.Namespace, command: str) -> int:
 
     if options.seed < 0:
         raise InputError(f"the seed must be a whole number, 0 or more, got {options.seed}")
-    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+    if os.path.lexists(options.output) and (not options.output.is_dir() or any(options.output.iterdir())):
         raise InputError(f"{options.output} is there already and not an empty folder: choose another --output")
     above = next(folder for folder in options.output.absolute().parents if folder.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise InputError(f"cannot make the folder {options.output}: {above} is not a folder that can be written to")
-    molecule = load_system(options.system)
+    molecule = load_system(options.system, options.trust)
     frames = load_frames(options.frames) if options.frames else read_trajectories(molecule, options.trajectory)
     show = _Progress(1)
     result = train_from_frames(molecule, frames, seed=options.seed, progress=show.note)
@@ -232,13 +235,13 @@ def _train(options: argparse.Namespace, command: str) -> int:
 
 
 def _load_generator(folder: Path) -> Any:
+    from .files import DAMAGE
     from .generator import Generator
-    from .runfolder import DAMAGE
     from .units import InputError, one_line
 
     try:
         return Generator.load(folder)
-    except (*DAMAGE, RuntimeError) as error:  # the latter for weights of another shape
+    except DAMAGE as error:  # a RuntimeError for weights of another shape
         raise InputError(f"{folder} holds no generator that can be read: {one_line(error)}") from None
 
 
@@ -256,7 +259,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     show = _Progress(max(budgets, default=1))
     show.bar = False
     result = compare(
-        load_system(options.system),
+        load_system(options.system, options.trust),
         options.output,
         methods=list(METHODS) if options.methods is None else [m.strip() for m in options.methods.split(",")],
         budgets=budgets,

@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 
 from .executors import make_executor
+from .files import DAMAGE, read_json, replacing
+from .folders import COMPARISON, names_in, refuse_strangers
 from .free_energy import Surface
 from .measure import LIMIT_KJ_MOL, SurfaceError, load_reference, mean_reference, surface_error
 from .options import SamplerOptions
 from .rivals import METHODS, Method, Snapshot
-from .runfolder import DAMAGE, plain, versions
+from .runfolder import plain, versions
 from .status import write_json
 from .system import MolecularSystem
 from .umbrella import surface_bins
@@ -40,6 +42,8 @@ __all__ = [
     "read_comparison",
 ]
 
+MOST_ROWS = 256 << 20
+"""Bytes that the surfaces of a comparison may have as JSON."""
 SERIES = (50_000, 100_000, 250_000, 500_000, 1_000_000, 2_000_000)
 COLUMNS = (
     "method", "seed", "budget", "force_evaluations", "seconds", "rmse_kj_mol", "coverage", "error_bar_ratio",
@@ -72,8 +76,9 @@ def read_comparison(folder: Path) -> Comparison:
         where there is none, or it cannot be read.
     """
     path = folder / "compare.json"
+    refuse_strangers(folder, COMPARISON)
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, MOST_ROWS)
         return Comparison(content["rows"], content["failures"], content["about"])
     except FileNotFoundError:
         raise InputError(f"{folder} holds no finished comparison: {path.name} is missing") from None
@@ -185,11 +190,14 @@ def _prepare(folder: Path, resume: bool, setup: dict[str, Any]) -> None:
     path = folder / "setup.json"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, not a folder")
+    refuse_strangers(folder, COMPARISON)
     if path.exists() and not resume:
         raise InputError(f"{folder} already holds a comparison: choose another --output, or continue it with --resume")
+    if not resume and (theirs := names_in(folder, COMPARISON)):
+        raise InputError(f"a comparison would write over {folder / theirs[0]}: choose another --output")
     if resume:
         try:
-            before = json.loads(path.read_text())
+            before = read_json(path)
             differing = [key for key, value in setup.items() if before.get(key) != value]
         except FileNotFoundError:
             raise InputError(f"{folder} holds no comparison to resume") from None
@@ -218,7 +226,7 @@ def _run_unit(
 ) -> None:
     """Run one method with one seed unless its rows are there, and write them; a failure is written down, not raised."""
     path = _unit_path(folder, name, seed, budgets)
-    before = _read_unit(path)
+    before = _read_unit(path, molecule.bins)
     if before is not None and before["failure"] is None:
         return
     method, snapshots, failure = METHODS[name], [], _missing(METHODS[name])
@@ -260,11 +268,18 @@ def _unit_path(folder: Path, name: str, seed: int, budgets: Sequence[int]) -> Pa
     return folder / "rows" / f"{name}-seed{seed}{budget}.json"
 
 
-def _read_unit(path: Path) -> dict[str, Any] | None:
+def _read_unit(path: Path, bins: tuple[int, ...]) -> dict[str, Any] | None:
     """Return what a run has left; None where there is nothing, or nothing that can be read."""
     try:
-        content = json.loads(path.read_text())
-        return content if {"failure", "snapshots"} <= set(content) else None
+        content = read_json(path, MOST_ROWS)
+        for snapshot in content["snapshots"]:
+            shapes = {np.array(snapshot[name], dtype=float).shape for name in ("free_energy", "std_error")}
+            numbers = (snapshot["budget"], snapshot["force_evaluations"], snapshot["seconds"])
+            if shapes != {bins} or not all(isinstance(number, int | float) for number in numbers):
+                return None
+            if not isinstance(snapshot["note"], str) or not isinstance(snapshot["extras"], dict):
+                return None
+        return content if "failure" in content else None
     except DAMAGE:
         return None
 
@@ -300,7 +315,7 @@ def _collect(
     for name in names:
         for seed in range(1, seeds + 1):
             for share in _shares(name, budgets, largest):
-                unit = _read_unit(_unit_path(folder, name, seed, share))
+                unit = _read_unit(_unit_path(folder, name, seed, share), molecule.bins)
                 if unit is None:
                     unit = {"failure": "its rows cannot be read", "snapshots": []}
                 if unit["failure"]:
@@ -348,11 +363,9 @@ def _collect(
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows without their extras; numbers that are not known are empty."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for row in rows:
             values = [row[column] for column in COLUMNS]
             writer.writerow(["" if isinstance(v, float) and np.isnan(v) else v for v in values])
-    temporary.replace(path)

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from .compare import Comparison
-from .pages import drawing, escape, figure, page, table
+from .files import replacing, write_atomically
+from .pages import drawing, figure, heading, listing, page, paragraph, table
 from .rivals import METHODS
 
 __all__ = ["TARGET_KJ_MOL", "Summary", "comparison_section", "cost_to_reach", "write_comparison"]
@@ -85,17 +86,16 @@ def cost_to_reach(costs: Sequence[float], errors: Sequence[float], target: float
 def write_comparison(folder: Path, comparison: Comparison) -> Path:
     """Write compare.md, two PNG plots and compare.html into the folder; return the page's path."""
     summary = Summary(comparison)
-    (folder / "compare.md").write_text(_markdown(summary), encoding="utf-8")
-    sections = [f"<h1>{escape(comparison.about['system'])}: methods compared</h1>"]
+    write_atomically(folder / "compare.md", _markdown(summary))
+    sections = [heading(f"{comparison.about['system']}: methods compared", 1)]
     with drawing():
         for cost, (picture, caption) in _pictures(summary).items():
-            picture.savefig(folder / f"error_{cost}.png", dpi=150)
+            with replacing(folder / f"error_{cost}.png") as partial:
+                picture.savefig(partial, format="png", dpi=150)
             sections.append(figure(picture, caption))
-    sections += ["<h2>Error and cost</h2>", *_page_tables(summary), *_page_notes(summary)]
+    sections += [heading("Error and cost"), *_page_tables(summary), *_page_notes(summary)]
     path = folder / "compare.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page(f"{comparison.about['system']}: methods compared", sections), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, page(f"{comparison.about['system']}: methods compared", sections))
     return path
 
 
@@ -105,10 +105,10 @@ def comparison_section(comparison: Comparison) -> list[str]:
     with drawing():
         figures = [figure(picture, caption) for picture, caption in _pictures(summary).values()]
     return [
-        "<h2>Methods compared</h2>",
+        heading("Methods compared"),
         *figures,
         table(_table_rows(summary), _head(summary)),
-        *(f"<p>{escape(sentence)}</p>" for sentence in [*_notes(summary), *_verdicts(summary), *_failures(summary)]),
+        *(paragraph(sentence) for sentence in [*_notes(summary), *_verdicts(summary), *_failures(summary)]),
     ]
 
 
@@ -222,12 +222,14 @@ def _page_tables(summary: Summary) -> list[str]:
         bars.append([method, *cells])
     return [
         table(_table_rows(summary), _head(summary)),
-        *(f"<p>{escape(sentence)}</p>" for sentence in _notes(summary)),
-        "<h2>Who wins where</h2><ul>",
-        *(f"<li>{escape(sentence)}</li>" for sentence in _verdicts(summary)),
-        "</ul><h2>Error bars</h2>",
-        "<p>True error over reported error, RMS (1 is right, above 1 the bars are too small), and the share of bins "
-        "within two standard errors (0.95 is right). Empty for methods without an accepted error bar.</p>",
+        *(paragraph(sentence) for sentence in _notes(summary)),
+        heading("Who wins where"),
+        listing(_verdicts(summary)),
+        heading("Error bars"),
+        paragraph(
+            "True error over reported error, RMS (1 is right, above 1 the bars are too small), and the share of bins "
+            "within two standard errors (0.95 is right). Empty for methods without an accepted error bar."
+        ),
         table(bars, ["method", *(_thousands(b) for b in summary.budgets)]),
     ]
 
@@ -238,14 +240,14 @@ def _bars(ratio: float, within: float) -> str:
 
 def _page_notes(summary: Summary) -> list[str]:
     about: dict[str, Any] = summary.comparison.about
-    sections = ["<h2>Settings</h2>", table([[name, text] for name, text in about["settings"].items()])]
+    sections = [heading("Settings"), table([[name, text] for name, text in about["settings"].items()])]
     noted = sorted({(r["method"], r["budget"], r["note"]) for r in summary.comparison.rows if r["note"]})
     told = _failures(summary) + [f"{m} at {_thousands(b)}: {note}." for m, b, note in noted]
     if told:
-        sections += ["<h2>What went wrong, or was left out</h2><ul>", *(f"<li>{escape(t)}</li>" for t in told), "</ul>"]
-    sections.append("<h2>How it was made</h2>")
+        sections += [heading("What went wrong, or was left out"), listing(told)]
+    sections.append(heading("How it was made"))
     if about["command"]:
-        sections.append(f"<p><code>{escape(about['command'])}</code></p>")
+        sections.append(paragraph("", about["command"]))
     return [*sections, table([[name, version] for name, version in about["versions"].items()])]
 
 

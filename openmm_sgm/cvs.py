@@ -18,7 +18,7 @@ from openmm import unit as units
 from openmm.app.metadynamics import BiasVariable
 
 from .expressions import Expression
-from .units import InputError, strip_units
+from .units import InputError, check_range, strip_units
 
 __all__ = [
     "CV_KINDS",
@@ -38,6 +38,11 @@ __all__ = [
 
 MAXIMUM_CVS = 3
 MOST_WINDOWS = 10_000
+PERIODIC_WINDOWS = 18
+WINDOWS = 12
+LEAST_RANGE, MOST_VALUE = 1e-9, 1e9
+FORCE_CONSTANTS = (1e-12, 1e12)
+"""Ranges of a CV and force constants (in its unit) with which numbers stay finite."""
 RESERVED_NAMES = ("free_energy_kj_mol", "std_error_kj_mol", "log_weight")
 Values = Callable[[mdtraj.Trajectory], np.ndarray]
 Unit = Literal["rad", "nm", ""]
@@ -104,15 +109,27 @@ class CollectiveVariable(ABC):
             raise InputError(f"CV '{name}' is not periodic and needs a minimum and a maximum")
         if self.minimum >= self.maximum:
             raise InputError(f"CV '{name}': the minimum must be below the maximum, got {minimum} and {maximum}")
+        if self.maximum - self.minimum < LEAST_RANGE or max(-self.minimum, self.maximum) > MOST_VALUE:
+            raise InputError(
+                f"CV '{name}': its range must lie within ±{MOST_VALUE:g} and be {LEAST_RANGE:g} wide or more, got "
+                f"{self.minimum:g} to {self.maximum:g}"
+            )
         if self.windows is not None and self.windows < 1:
             raise InputError(f"CV '{name}': windows must be 1 or more, got {windows}")
         if self.windows is not None and self.windows > MOST_WINDOWS:
             raise InputError(f"CV '{name}': windows must be {MOST_WINDOWS:,} or fewer, got {windows}")
         if self.force_constant is not None and self.force_constant <= 0:
             raise InputError(f"CV '{name}': the force constant must be positive, got {force_constant}")
+        if self.force_constant is not None:
+            check_range(f"CV '{name}': the force constant", self.force_constant, *FORCE_CONSTANTS)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, atoms={self.atoms})"
+
+    @property
+    def window_count(self) -> int:
+        """Windows along this CV: where it does not say, 18 a period, or 12 over a range."""
+        return self.windows or (WINDOWS if self.period is None else PERIODIC_WINDOWS)
 
     @abstractmethod
     def force(self) -> openmm.Force:

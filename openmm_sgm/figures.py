@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .files import open_table, read_arrays, read_json
 from .units import thermal_energy
 
 __all__ = [
@@ -40,15 +40,16 @@ class RunData:
     """What the report is made of, read from the folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-        self.about: dict[str, Any] = json.loads((folder / "diagnostics.json").read_text())
-        with np.load(folder / "diagnostics.npz", allow_pickle=False) as archive:
-            self.data = {name: archive[name] for name in archive.files}
-        with (folder / "ledger.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or None in rows[-1].values():
+        self.result: dict[str, Any] = read_json(folder / "result.json")
+        self.about: dict[str, Any] = read_json(folder / "diagnostics.json")
+        self.data = read_arrays(folder / "diagnostics.npz")
+        with open_table(folder / "ledger.csv") as file:
+            row: dict[str, Any] = {}
+            self.verdicts: Counter[tuple[str, str]] = Counter()
+            for row in csv.DictReader(file):
+                self.verdicts[row["purpose"], row["verdict"]] += 1
+        if not row or None in row.values():
             raise ValueError("ledger.csv ends too early")
-        self.verdicts = Counter((row["purpose"], row["verdict"]) for row in rows)
         self.cvs: list[dict[str, Any]] = self.about["cvs"]
         self.height = float(self.about["heights_kj_mol"]["surface"])
         self.kt = thermal_energy(float(self.about["temperature_k"]))

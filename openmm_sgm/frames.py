@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import read_arrays, replacing
+
 __all__ = ["BURN_IN", "GENERATED", "INJECTED", "MD", "SEED", "Frames", "Selection", "rows_by_window"]
 
 BURN_IN = 0
@@ -122,16 +124,14 @@ class Frames:
 
     def save(self, path: Path) -> None:
         """Write the frames to `path` (.npz), atomically: a reader sees the old file or the new one."""
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-        temporary.replace(path)
 
     @staticmethod
     def load(path: Path) -> Frames:
         """Read frames written by `save`; nothing in the file is executed."""
-        with np.load(path, allow_pickle=False) as archive:
-            return Frames(**{field.name: archive[field.name] for field in fields(Frames)})
+        arrays = read_arrays(path)
+        return Frames(**{field.name: arrays[field.name] for field in fields(Frames)})
 
 
 @dataclass(frozen=True)

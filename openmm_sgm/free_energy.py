@@ -19,6 +19,7 @@ import numpy as np
 import scipy.sparse
 
 from .cells import CellGrid
+from .files import replacing
 from .frames import INJECTED, Frames, Selection, rows_by_window
 from .importance import LEAST_EFFECTIVE, Draws, Weights
 from .mbar import (
@@ -81,7 +82,7 @@ class Surface:
 
     def write_csv(self, path: Path) -> None:
         """Write one row per bin: bin centres, free energy and error, both empty where unsampled."""
-        with path.open("w", newline="") as file:
+        with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([*self.names, "free_energy_kj_mol", "std_error_kj_mol"])
             for index in np.ndindex(self.free_energy.shape):

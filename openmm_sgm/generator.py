@@ -18,6 +18,7 @@ from safetensors.numpy import save as save_tensors
 from .cartesian import CartesianRepresentation
 from .diffusion import ScoreModel, encode_density, sample_with_density
 from .executors import Pace, UnitCounts, run_safely
+from .files import MOST_JSON, MOST_WEIGHTS, read_bytes, write_atomically
 from .labels import LabelSpace
 from .networks import NetworkOptions, ScoreNetwork
 from .representation import Representation
@@ -192,16 +193,15 @@ class Generator:
         """Write `generator.safetensors` and `generator.json` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors, header = self.to_bytes()
-        for name, content in (("generator.safetensors", tensors), ("generator.json", header.encode())):
-            temporary = folder / (name + ".tmp")
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
+        for name, content in (("generator.safetensors", tensors), ("generator.json", header)):
+            write_atomically(folder / name, content)
 
     @staticmethod
     def load(folder: Path) -> Generator:
         """Read what `save` wrote; nothing in the files is executed."""
         return Generator.from_bytes(
-            (folder / "generator.safetensors").read_bytes(), (folder / "generator.json").read_text()
+            read_bytes(folder / "generator.safetensors", MOST_WEIGHTS),
+            read_bytes(folder / "generator.json", MOST_JSON).decode(),
         )
 
 

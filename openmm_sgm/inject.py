@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import open_table, replacing
 from .generator import Samples
 from .stereo import Stereo
 
@@ -171,8 +172,7 @@ class Ledger:
 
     def write(self, path: Path) -> None:
         """Write the ledger, atomically; values that are not finite are left empty."""
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", newline="") as file:
+        with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             labels = [f"label_{name}" for name in self.cv_names]
             tail = ["purpose", "energy_kj_mol", "log_density", "log_weight", "verdict"]
@@ -182,13 +182,12 @@ class Ledger:
                 label = [f"{v:.6f}" for v in row.label]
                 place = [row.number, row.round, f"{row.temperature_k:g}", row.window]
                 writer.writerow([*place, *label, row.purpose, *numbers, row.verdict])
-        temporary.replace(path)
 
     @staticmethod
     def read(path: Path, cv_names: Sequence[str]) -> Ledger:
         """Read what `write` wrote; values that were not finite come back as NaN."""
         ledger = Ledger(cv_names)
-        with path.open(newline="") as file:
+        with open_table(path) as file:
             rows = list(csv.DictReader(file))
         if [int(row["number"]) for row in rows] != list(range(len(rows))):
             raise ValueError("the ledger's rows are not numbered from 0 on")

@@ -23,16 +23,19 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from .folders import delete_files
 from .generator import Samples, _density_unit, _sample_unit
 from .records import digest, read_record, write_record
 from .simulate import MDSettings, SegmentResult, _evaluate_chunk, _run_chunk
-from .training import Checkpoint
+from .training import TRAINING, Checkpoint
 from .workers import Limited
 
 __all__ = ["Journal", "JournalExecutor"]
 
 R = TypeVar("R")
 
+UNIT = ".unit"
+"""How the names of results end."""
 EVALUATIONS_KEPT = 64
 """Energies of so many configurations are kept in one file."""
 _RECORDS: dict[str, type] = {"SegmentResult": SegmentResult, "Samples": Samples}
@@ -104,14 +107,11 @@ class Journal:
         return Checkpoint(self.folder, lambda: self.stopping)
 
     def clear(self) -> None:
-        """Delete all results: the state that they led to has been saved."""
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                path.unlink()
-            self.folder.rmdir()
+        """Delete all results: the state that they led to has been saved. Other files, and a linked folder, stay."""
+        delete_files(self.folder, UNIT, TRAINING)
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.unit"
+        return self.folder / f"{key}{UNIT}"
 
 
 class JournalExecutor(Executor):

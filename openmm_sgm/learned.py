@@ -14,7 +14,7 @@ import numpy as np
 import openmm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -22,6 +22,7 @@ from .cv_functions import MLP, MODULES, DiffusionCoordinate, LinearProjection
 from .cvs import CollectiveVariable
 from .diffusion_maps import DiffusionMap
 from .features import Features, PairDistances
+from .files import MOST_WEIGHTS, read_bytes, read_json, write_atomically
 from .units import InputError, one_line
 
 __all__ = [
@@ -171,8 +172,8 @@ class TorchCV(CollectiveVariable):
             arrays = self.module.state_dict()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: array.contiguous() for name, array in arrays.items()}, folder / "cv.safetensors")
-        (folder / "cv.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / "cv.safetensors", save({name: array.contiguous() for name, array in arrays.items()}))
+        write_atomically(folder / "cv.json", json.dumps(data, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> TorchCV:
@@ -185,8 +186,8 @@ class TorchCV(CollectiveVariable):
         """
         folder = Path(folder)
         try:
-            data = json.loads((folder / "cv.json").read_text(encoding="utf-8"))
-            arrays = load_file(folder / "cv.safetensors")
+            data = read_json(folder / "cv.json")
+            arrays = load(read_bytes(folder / "cv.safetensors", MOST_WEIGHTS))
             description = data.pop("module")
             module = MODULES[description.pop("kind")].build(arrays, **description)
             features = Features.from_dict(data.pop("features"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import open_table
 from .free_energy import Surface
 from .system import MolecularSystem
 from .umbrella import surface_bins
@@ -74,7 +75,7 @@ def load_reference(path: Path, molecule: MolecularSystem) -> np.ndarray:
     centers = [0.5 * (edge[1:] + edge[:-1]) for edge in edges]
     values = np.full(molecule.bins, np.nan)
     try:
-        with path.open(newline="") as file:
+        with open_table(path) as file:
             rows = list(csv.DictReader(file))
         for row in rows:
             point = [float(row[name]) for name in names]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .figures import RunData
-from .pages import escape
+from .pages import copied_text
 
 __all__ = ["methods"]
 
@@ -62,8 +62,5 @@ def methods(run: RunData) -> str:
         f" In all {cost['total']:,} force evaluations were spent. Collective variables were computed with mdtraj "
         f"{cite(MDTRAJ)}. The program was openmm_sgm {versions.get('openmm_sgm', '')}."
     )
-    references = "<br>".join(f"[{k}] {escape(what)}. doi:{doi}" for k, (what, doi) in enumerate(cited, 1))
-    return (
-        f'<div id="methods"><p>{escape(" ".join(text.split()))}</p><p class="references">{references}</p></div>'
-        '<p><button type="button" data-copies="methods" hidden>copy with references</button></p>'
-    )
+    references = [f"[{k}] {what}. doi:{doi}" for k, (what, doi) in enumerate(cited, 1)]
+    return copied_text("methods", " ".join(text.split()), references)

@@ -11,9 +11,12 @@ import mdtraj
 import numpy as np
 from openmm import app, unit
 
+from .files import check_size
 from .rotatable import first_heavy, rotatable_bonds
-from .system_file import load_system
+from .structure_files import write_pdb
+from .system_file import MOST_STRUCTURE, load_system
 from .units import InputError, one_line
+from .xml_files import force_field_path
 
 __all__ = ["SOLVENTS", "TorsionChoice", "new_system", "torsions_to_choose_from"]
 
@@ -32,7 +35,13 @@ class TorsionChoice(NamedTuple):
 
 
 def new_system(
-    folder: Path, pdb: Path, *, force_field: str = FORCE_FIELD, solvent: str = "vacuum", add_hydrogens: bool = False
+    folder: Path,
+    pdb: Path,
+    *,
+    force_field: str = FORCE_FIELD,
+    solvent: str = "vacuum",
+    add_hydrogens: bool = False,
+    trust: bool = False,
 ) -> list[TorsionChoice]:
     """Write a system folder for a molecule, and return its torsions, those that were taken as CVs first.
 
@@ -46,6 +55,7 @@ def new_system(
     force_field : a name of OpenMM's, or a file, which is copied
     solvent : "vacuum" or "obc" (generalised Born; with the AMBER force fields)
     add_hydrogens : at pH 7; they are added anyway where there are none
+    trust : let a force-field file of the user's run code
 
     Raises
     ------
@@ -55,6 +65,7 @@ def new_system(
     if solvent not in SOLVENTS:
         raise InputError(f"solvent must be one of {', '.join(SOLVENTS)}, got '{solvent}'")
     try:
+        check_size(pdb, MOST_STRUCTURE)
         structure = app.PDBFile(str(pdb))
     except Exception as error:  # the reader raises whatever the first broken field leads to
         raise InputError(f"{pdb} cannot be read as a PDB file: {one_line(error)}") from None
@@ -69,15 +80,14 @@ def new_system(
         topology, positions = structure.topology, structure.positions
         added = add_hydrogens or not any(atom.element is app.element.hydrogen for atom in topology.atoms())
         if added:
-            topology, positions = _with_hydrogens(folder, files, topology, positions)
-        with (folder / "topology.pdb").open("w") as file:
-            app.PDBFile.writeFile(topology, positions, file, keepIds=True)
+            topology, positions = _with_hydrogens(folder, files, topology, positions, trust)
+        write_pdb(folder / "topology.pdb", topology, positions)
         torsions = torsions_to_choose_from(topology)
         if not torsions:
             raise InputError(f"{pdb} holds no torsion about a rotatable bond: write system.toml with other CVs by hand")
         (folder / "system.toml").write_text(_system_toml(folder.name, files, torsions), encoding="utf-8")
         (folder / "README.md").write_text(_readme(folder.name, pdb.name, files, added, torsions), encoding="utf-8")
-        load_system(folder)
+        load_system(folder, trust)
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -94,12 +104,14 @@ def _force_field_file(folder: Path, name: str) -> str:
 
 
 def _with_hydrogens(
-    folder: Path, files: list[str], topology: app.Topology, positions: unit.Quantity
+    folder: Path, files: list[str], topology: app.Topology, positions: unit.Quantity, trust: bool
 ) -> tuple[app.Topology, unit.Quantity]:
     try:
-        forces = app.ForceField(*(str(folder / name) if (folder / name).is_file() else name for name in files))
+        forces = app.ForceField(*(force_field_path(folder, name, trust) for name in files))
         modeller = app.Modeller(topology, positions)
         modeller.addHydrogens(forces)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"hydrogens cannot be added with {' + '.join(files)}: {one_line(error)}") from None
     return modeller.topology, modeller.positions

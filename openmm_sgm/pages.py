@@ -1,4 +1,8 @@
-"""Pieces of a self-contained HTML page: one file that opens from disk without a network."""
+"""Pieces of a self-contained HTML page: one file that opens from disk without a network.
+
+Every value on a page goes through these functions, which escape it: what stands in a run's files may be anyone's. No
+other module puts a value into HTML.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,20 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-__all__ = ["asset", "data_block", "drawing", "escape", "figure", "page", "table"]
+__all__ = [
+    "asset",
+    "copied_text",
+    "data_block",
+    "details",
+    "drawing",
+    "escape",
+    "figure",
+    "heading",
+    "listing",
+    "page",
+    "paragraph",
+    "table",
+]
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -87,6 +104,35 @@ def data_block(name: str, content: Any) -> str:
 def escape(text: Any) -> str:
     """Return text that may stand in HTML."""
     return html.escape(str(text))
+
+
+def heading(text: str, level: int = 2) -> str:
+    """Return a heading of any text."""
+    return f"<h{level}>{escape(text)}</h{level}>"
+
+
+def paragraph(text: str, code: str = "") -> str:
+    """Return a paragraph of any text, with what is typed at its end."""
+    return f"<p>{escape(text)}{f' <code>{escape(code)}</code>' if code else ''}</p>"
+
+
+def listing(texts: Sequence[str]) -> str:
+    """Return a list of any texts."""
+    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+
+
+def details(summary: str, text: str) -> str:
+    """Return a text that is shown when its summary is clicked."""
+    return f"<details><summary>{escape(summary)}</summary>{paragraph(text)}</details>"
+
+
+def copied_text(name: str, text: str, lines: Sequence[str]) -> str:
+    """Return a paragraph and lines below it, under that id, with a button that copies both."""
+    below = "<br>".join(escape(line) for line in lines)
+    return (
+        f'<div id="{escape(name)}"><p>{escape(text)}</p><p class="references">{below}</p></div>'
+        f'<p><button type="button" data-copies="{escape(name)}" hidden>copy with references</button></p>'
+    )
 
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:

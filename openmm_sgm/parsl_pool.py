@@ -11,7 +11,6 @@ import importlib.util
 import os
 import shlex
 import sys
-import tomllib
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .files import read_toml
 from .units import InputError, one_line
 from .workers import Limited
 
@@ -101,7 +101,7 @@ def load_parsl_options(path: Path) -> ParslOptions:
         when it cannot be read, or has keys or values that it should not have.
     """
     try:
-        return ParslOptions(**tomllib.loads(path.read_text(encoding="utf-8")))
+        return ParslOptions(**read_toml(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:

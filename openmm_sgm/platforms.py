@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import openmm
 
+from .files import read_json, write_atomically
 from .units import InputError, SamplingError
 
 __all__ = [
@@ -267,7 +268,7 @@ def _cache_key(system: openmm.System, platforms: list[str]) -> str:
 
 def _read(cache: Path) -> dict:
     try:
-        content = json.loads(cache.read_text())
+        content = read_json(cache)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -288,6 +289,4 @@ def _remember(cache: Path | None, key: str, choice: PlatformChoice) -> None:
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         content = _read(cache) | {key: asdict(choice)}
-        with tempfile.NamedTemporaryFile("w", dir=cache.parent, prefix=cache.name, delete=False) as file:
-            json.dump(content, file, indent=1)
-        Path(file.name).replace(cache)
+        write_atomically(cache, json.dumps(content, indent=1))

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, digests, and sealed records of arrays and JSON without code."""
+"""Digests, and sealed records of arrays and JSON without code."""
 
 from __future__ import annotations
 
@@ -6,53 +6,28 @@ import hashlib
 import json
 import os
 import struct
-import threading
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-__all__ = ["RecordError", "digest", "file_digest", "read_record", "sync_folder", "write_atomically", "write_record"]
+from .files import read_bytes, write_atomically
+
+__all__ = ["RecordError", "digest", "file_digest", "read_record", "write_record"]
 
 SEAL = 32
 """Bytes of the digest with which a record begins."""
 BLOCK = 1 << 20
+MOST_RECORD = 8 << 30
+"""Bytes that a record may have."""
 
 
 class RecordError(ValueError):
     """A record is not what was written."""
-
-
-def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> None:
-    """Write a file so that a reader, or a kill at any moment, finds the old content or the new one.
-
-    durable : also after a loss of power, which costs the time of a disk's flush
-    """
-    temporary = path.with_name(f"{path.name}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if durable:
-            sync_folder(path.parent)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names of a folder's files survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def file_digest(path: Path, *, durable: bool = False) -> str:
@@ -125,10 +100,12 @@ def read_record(path: Path) -> tuple[dict[str, np.ndarray], Any]:
     RecordError
         for any other content.
     """
-    data = path.read_bytes()
-    seal, body = data[:SEAL], data[SEAL:]
-    if hashlib.blake2b(body, digest_size=SEAL).digest() != seal:
-        raise RecordError(f"{path.name} is not what was written")
-    length = struct.unpack("<Q", body[:8])[0]
-    content = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["content"])
-    return load_tensors(body), content
+    try:
+        data = read_bytes(path, MOST_RECORD)
+        seal, body = data[:SEAL], data[SEAL:]
+        if hashlib.blake2b(body, digest_size=SEAL).digest() != seal:
+            raise RecordError(f"{path.name} is not what was written")
+        length = struct.unpack("<Q", body[:8])[0]
+        return load_tensors(body), json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["content"])
+    except (ValueError, LookupError, TypeError, RecursionError, struct.error, SafetensorError) as error:
+        raise RecordError(f"{path.name} holds no record: {error}") from None

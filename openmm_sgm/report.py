@@ -19,10 +19,11 @@ from .figures import (
     draw_surface,
     draw_training,
 )
+from .files import write_atomically
+from .folders import RUN, refuse_strangers
 from .geometry_figures import draw_bonds_and_angles, draw_torsions, geometry_in_words
 from .methods import methods
-from .pages import asset, drawing, page
-from .pages import escape as _e
+from .pages import asset, details, drawing, heading, listing, page, paragraph
 from .pages import figure as _figure
 from .pages import table as _table
 from .run_warnings import find_warnings, number, readable, warnings_of
@@ -48,12 +49,11 @@ def write_report(folder: Path, comparison: Path | None = None) -> Path:
         of different systems.
     """
     path = folder / "report.html"
+    refuse_strangers(folder, RUN)
     with readable(folder), drawing():
         run = RunData(folder)
         page = _page(run, [] if comparison is None else _compared(comparison, run.result["system"]))
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, page)
     return path
 
 
@@ -62,10 +62,12 @@ def _page(run: RunData, comparison: list[str]) -> str:
     cost, wall = result["force_evaluations"], result["wall_seconds"]
     surface, asked = run.data["surface"], np.isfinite(run.data["acceptance"])
     sections = [
-        f"<h1>{_e(result['system'])}: free-energy surface</h1>",
-        f"<p>{cost['total']:,} force evaluations in {wall['total']:.0f} s on the {_e(result['platform'])} platform. "
-        f"{np.isfinite(surface).mean():.0%} of the bins are sampled. The others are left empty: they lie beyond the "
-        "windows that were opened, see Windows.</p>",
+        heading(f"{result['system']}: free-energy surface", 1),
+        paragraph(
+            f"{cost['total']:,} force evaluations in {wall['total']:.0f} s on the {result['platform']} platform. "
+            f"{np.isfinite(surface).mean():.0%} of the bins are sampled. The others are left empty: they lie beyond "
+            "the windows that were opened, see Windows."
+        ),
         _warning_box(warnings_of(run)),
         *interactive_surface(run),
         _figure(
@@ -74,9 +76,9 @@ def _page(run: RunData, comparison: list[str]) -> str:
             f"every {contour_step(run):g} kJ/mol.",
         ),
         *_basins(run),
-        "<h2>The run in numbers</h2>",
+        heading("The run in numbers"),
         _table(_summary(run)),
-        "<h2>The generator</h2>",
+        heading("The generator"),
         _figure(
             draw_labels(run),
             f"Metropolis acceptance and effective sample size of the generated configurations, in the last round, for "
@@ -88,32 +90,34 @@ def _page(run: RunData, comparison: list[str]) -> str:
             "reweighted generated configurations. Reweighted, these must agree with simulated ones.",
         ),
         *_geometry(run),
-        "<h2>What became of the generated configurations</h2>",
+        heading("What became of the generated configurations"),
         _table([[purpose, verdict, f"{n:,}"] for (purpose, verdict), n in run.verdicts.most_common()]),
-        "<p>“not offered” are trials, drawn to see whether the generator can be trusted in a new window. The generator "
-        "proposes only what its coordinates reach: it makes no state that no simulation has visited (such as a cis "
-        "peptide bond), and never the other handedness of a chiral centre.</p>",
-        "<h2>Micro-macro consistency</h2>",
+        paragraph(
+            "“not offered” are trials, drawn to see whether the generator can be trusted in a new window. The "
+            "generator proposes only what its coordinates reach: it makes no state that no simulation has visited "
+            "(such as a cis peptide bond), and never the other handedness of a chiral centre."
+        ),
+        heading("Micro-macro consistency"),
         _figure(
             draw_consistency(run),
             f"Each window's free energy from the generator's own density, and from MBAR over the windows' simulations. "
             f"Below {run.height:g} kJ/mol they differ by {number(result['micro_macro_rmse_kj_mol'])} kJ/mol RMS.",
         ),
-        "<h2>Window overlap</h2>",
+        heading("Window overlap"),
         _figure(
             draw_overlap(run),
             "MBAR's overlap matrix of the simulated windows, and the largest overlap of each with another. Windows "
             "below the dashed line (0.03) are joined to the others by too few samples.",
         ),
-        "<h2>Cost and coverage</h2>",
+        heading("Cost and coverage"),
         _figure(draw_history(run), "After the exploration and after each round."),
         _figure(draw_training(run), "Loss on held-out frames during each training."),
-        "<h2>Windows</h2>",
+        heading("Windows"),
         _windows(run),
         *comparison,
-        "<h2>How it was made</h2>",
+        heading("How it was made"),
         methods(run),
-        f"<p>To compute it again: <code>{_e(result['command'])}</code></p>",
+        paragraph("To compute it again:", result["command"]),
         _table([[name, version] for name, version in result["versions"].items()]),
     ]
     return page(f"{result['system']}: free-energy surface", sections, [*scripts(run), asset("copy.js")])
@@ -130,9 +134,7 @@ def _compared(folder: Path, system: str) -> list[str]:
 def _warning_box(found: list[str]) -> str:
     if not found:
         return ""
-    return (
-        '<div class="warnings"><ul>' + "".join(f"<li>{_e(text)}</li>" for text in found) + f"</ul><p>{ADVICE}</p></div>"
-    )
+    return f'<div class="warnings">{listing(found)}{paragraph(ADVICE)}</div>'
 
 
 def _basins(run: RunData) -> list[str]:
@@ -147,12 +149,14 @@ def _basins(run: RunData) -> list[str]:
         rows.append([basin["label"], place, population, "0" if basin is run.basins[0] else free])
     names = ", ".join(str(cv["name"]) for cv in run.cvs)
     sections = [
-        "<h2>Basins</h2>",
+        heading("Basins"),
         _table(rows, ["basin", f"minimum ({names})", "population (%)", "free energy over A (kJ/mol)"]),
-        f"<p>Basins have their minimum below {run.height:g} kJ/mol. Populations are of all bins that run down to the "
-        "minimum, in the unbiased ensemble, ± the standard error by the bootstrap; a state that no window has visited "
-        "is in none of them. Two minima are one basin where the barrier between them is lower than kT or than twice "
-        "its standard error.</p>",
+        paragraph(
+            f"Basins have their minimum below {run.height:g} kJ/mol. Populations are of all bins that run down to the "
+            "minimum, in the unbiased ensemble, ± the standard error by the bootstrap; a state that no window has "
+            "visited is in none of them. Two minima are one basin where the barrier between them is lower than kT or "
+            "than twice its standard error."
+        ),
     ]
     barriers = [
         [
@@ -182,7 +186,7 @@ def _geometry(run: RunData) -> list[str]:
     if "geometry_bonds" not in run.data:
         return []
     sections = [
-        "<h2>Bonds, angles and torsions</h2>",
+        heading("Bonds, angles and torsions"),
         _figure(
             draw_bonds_and_angles(run),
             "Mean and spread (standard deviation) of every bond and angle, generated minus simulated, over the windows "
@@ -220,15 +224,12 @@ def _windows(run: RunData) -> str:
     windows = run.result["windows"]
     started = "; ".join(f"{n} from {origin}" for origin, n in windows["started_from"].items())
     above = windows["above_the_explored_height"]
-    text = (
-        f"<p>{windows['visited']} windows were visited; they started: {_e(started)}. Windows were opened beside those "
-        f"below {run.about['heights_kj_mol']['explored']:g} kJ/mol.</p>"
+    text = paragraph(
+        f"{windows['visited']} windows were visited; they started: {started}. Windows were opened beside those "
+        f"below {run.about['heights_kj_mol']['explored']:g} kJ/mol."
     )
     if above:
-        text += (
-            f"<details><summary>{len(above)} windows beside them were left empty, as too high</summary>"
-            f"<p>{_e('; '.join(above))}</p></details>"
-        )
+        text += details(f"{len(above)} windows beside them were left empty, as too high", "; ".join(above))
     return text
 
 

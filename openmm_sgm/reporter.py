@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import weakref
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import mdtraj
 import numpy as np
@@ -18,6 +16,7 @@ import openmm
 from openmm import app, unit
 
 from .cvs import CollectiveVariable, as_cvs
+from .files import DAMAGE, read_arrays, read_json, replacing, write_atomically
 from .system import check_supported
 from .units import InputError, one_line, strip_units
 
@@ -28,8 +27,6 @@ HEADER = "frames.json"
 SHARD_FRAMES = 100
 """Frames written at once: what a kill can lose at most."""
 UNITS = {"positions": "nm", "forces": "kJ/mol/nm", "energies": "kJ/mol", "steps": ""}
-DAMAGE = (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile, zlib.error, MemoryError, RuntimeError)
-"""What reading a file raises whose content is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +155,7 @@ class _Writer:
                 if differing:
                     raise InputError(f"{self.folder} holds frames of another simulation, in {', '.join(differing)}")
             else:
-                temporary = path.with_name(path.name + ".tmp")
-                temporary.write_text(json.dumps(header, indent=1, allow_nan=False) + "\n")
-                temporary.replace(path)
+                write_atomically(path, json.dumps(header, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise InputError(f"frames cannot be written to {self.folder}: {error.strerror}") from None
         self.number = max((_number(file) for file in _shards(self.folder)), default=-1) + 1
@@ -184,10 +179,8 @@ class _Writer:
         trajectory = mdtraj.Trajectory(positions, self.topology)
         arrays["cvs"] = np.stack([cv.evaluate(trajectory) for cv in self.cvs], axis=1)
         path = self.folder / f"frames-{self.number:06d}.npz"
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-        temporary.replace(path)
         self.number += 1
         self.frames.clear()
 
@@ -222,8 +215,8 @@ def load_frames(folder: str | Path) -> RecordedFrames:
 
 def _read_shard(path: Path, n_atoms: int, n_cvs: int) -> dict[str, np.ndarray]:
     """Return the arrays of one file, or raise where they are not what the header promises."""
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in (*UNITS, "cvs")}
+    held = read_arrays(path)
+    arrays = {name: held[name] for name in (*UNITS, "cvs")}
     n = len(arrays["steps"])
     shapes = {
         "positions": (n, n_atoms, 3),
@@ -243,22 +236,28 @@ def _read_shard(path: Path, n_atoms: int, n_cvs: int) -> dict[str, np.ndarray]:
 def _read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     try:
-        header = json.loads(path.read_text())
+        header = read_json(path)
         version = header["schema_version"]
-        complete = {"masses_amu", "cvs", "temperature_k"} <= set(header)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} holds no {HEADER}: give the folder that a FrameReporter has written") from None
     except DAMAGE as error:
         raise InputError(f"{path} is damaged: {one_line(error)}") from None
     if version != SCHEMA_VERSION:
         raise InputError(f"{path} is of schema version {version}, this program reads {SCHEMA_VERSION}")
-    if not complete:
+    if not _is_complete(header):
         raise InputError(f"{path} is damaged: it names no masses, CVs or temperature")
     return dict(header)
 
 
+def _is_complete(header: dict[str, Any]) -> bool:
+    """Return whether a header has what is read of it, as what it should be."""
+    masses, cvs, kelvin = (header.get(name) for name in ("masses_amu", "cvs", "temperature_k"))
+    named = isinstance(cvs, list) and all(isinstance(cv, dict) and "name" in cv for cv in cvs)
+    return named and isinstance(masses, list) and isinstance(kelvin, int | float | None) and "temperature_k" in header
+
+
 def _shards(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("frames-*.npz") if path.stem.removeprefix("frames-").isdigit()]
+    found = [path for path in folder.glob("frames-*.npz") if path.stem.removeprefix("frames-").isdecimal()]
     return sorted(found, key=_number)
 
 

@@ -11,8 +11,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from .figures import RunData, below
+from .files import DAMAGE
 from .hidden import BASINS
-from .runfolder import DAMAGE
 from .units import InputError, one_line
 
 __all__ = ["find_warnings", "number", "readable", "warnings_of"]

@@ -6,24 +6,23 @@ import contextlib
 import csv
 import json
 import platform as host
-import shutil
-import zlib
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import openmm
-from openmm import app, unit
-from safetensors import SafetensorError
+from openmm import unit
 
 from . import __version__
 from .basins import Basins, find_basins
 from .campaign import Campaign, Cost, Plan, Walker
 from .explore import unreached
+from .files import DAMAGE, read_arrays, read_json, replacing, sync_folder
+from .folders import RUN, delete_files, delete_partials, names_in, refuse_strangers
 from .frames import MD, Frames
 from .free_energy import Method, Surface, consistency, simulated_minus_generated
 from .generator import Generator
@@ -32,9 +31,10 @@ from .hidden import HiddenStates, untrusted
 from .importance import Draws
 from .inject import Ledger
 from .journal import Journal
-from .records import digest, file_digest, sync_folder
+from .records import digest, file_digest
 from .sampler import ScoreSampler
 from .status import locked, write_json
+from .structure_files import write_dcd, write_pdb
 from .system import MolecularSystem
 from .units import InputError, SamplingError, one_line, thermal_energy
 from .windows import WindowGrid
@@ -46,6 +46,7 @@ __all__ = [
     "load_state",
     "plain",
     "prepare",
+    "refuse_overwriting",
     "save_state",
     "versions",
     "write_results",
@@ -57,16 +58,14 @@ OLDER_VERSION = 1
 """Of a state without digests, platform and the order of windows; it is read, and goes on equivalently."""
 CHUNK = 4096
 """Bins whose distance from all windows is computed at once."""
-DAMAGE = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError),
-    *(BadZipFile, zlib.error, SafetensorError, csv.Error),
-)
-"""What reading a file raises whose content is not what was written."""
 MOST_SAMPLES = 20_000
 """Configurations written to samples.dcd at most; more are thinned at random, which leaves the weights right."""
 ALTERNATIVES: tuple[Method, ...] = ("mbar", "generator")
 """Estimators that are shown beside the combined one."""
 MARKS = ("status.json", "result.json", "surface.csv", "state")
+"""Any of these tells a folder that holds a run."""
+_SAVED = re.compile(r"(chain|trials|walkers)-(\d+)\.npz|ledger-(\d+)\.csv|generator-(\d+)")
+"""Names in `state/` that hold the number of the state."""
 
 
 def prepare(folder: Path, resume: bool) -> None:
@@ -75,10 +74,11 @@ def prepare(folder: Path, resume: bool) -> None:
     Raises
     ------
     InputError
-        one sentence; nothing has been written then.
+        one sentence; nothing has been written then. Also where a link stands under a name of the program's.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, not a folder")
+    refuse_strangers(folder, RUN)
     holds = any((folder / mark).exists() for mark in MARKS)
     if holds and not resume:
         raise InputError(f"{folder} already holds a run: choose another --output, or continue it with --resume")
@@ -88,6 +88,19 @@ def prepare(folder: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
+def refuse_overwriting(folder: Path) -> None:
+    """Refuse to begin a run in a folder that holds no run but files of the names that one writes, which it would lose.
+
+    Raises
+    ------
+    InputError
+        one sentence that names the first; a journal and a lock are left by a run that had saved nothing yet.
+    """
+    theirs = [name for name in names_in(folder, RUN) if name not in ("journal", "lock", "failed", "parsl")]
+    if theirs and not any(mark in theirs for mark in MARKS):
+        raise InputError(f"{folder / theirs[0]} is no run's, and a run would write over it: choose another --output")
 
 
 def has_state(folder: Path) -> bool:
@@ -126,8 +139,7 @@ def keep(sampler: ScoreSampler, folder: str | Path, resume: bool | None = None) 
             load_state(folder, sampler)
         elif resume is False:
             prepare(folder, resume)  # another process may have begun a run in the meantime
-        for path in folder.rglob("*.tmp"):  # what a killed process was writing
-            path.unlink()
+        delete_partials(folder, RUN)
         journal, theirs = Journal(folder / "journal"), sampler.on_round
 
         def after_phase(sampler: ScoreSampler) -> None:
@@ -283,7 +295,7 @@ def write_results(folder: Path, sampler: ScoreSampler, command: str) -> dict[str
         **compare_geometry(sampler.molecule, chain, last),
         **_arrays(basins),
     }
-    with (folder / "diagnostics.npz").open("wb") as file:
+    with replacing(folder / "diagnostics.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, **diagnostics)
     cvs = [{"name": cv.name, "unit": cv.unit, "period": cv.period} for cv in sampler.molecule.cvs]
     heights = {"surface": sampler.options.surface_height, "explored": sampler.options.explore_height}
@@ -366,10 +378,9 @@ def _write_samples(folder: Path, sampler: ScoreSampler) -> None:
     frames, log_weights = estimate.samples.take(rows), estimate.log_weights[rows]
     log_weights = log_weights - np.logaddexp.reduce(log_weights)
     trajectory = molecule.trajectory(superposed(frames.positions, molecule.positions))
-    trajectory.save_dcd(str(folder / "samples.dcd"))
-    with (folder / "topology.pdb").open("w") as file:
-        app.PDBFile.writeFile(molecule.topology, molecule.positions * unit.nanometer, file, keepIds=True)
-    with (folder / "weights.csv").open("w", newline="") as file:
+    write_dcd(folder / "samples.dcd", trajectory)
+    write_pdb(folder / "topology.pdb", molecule.topology, molecule.positions * unit.nanometer)
+    with replacing(folder / "weights.csv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*(cv.name for cv in molecule.cvs), "log_weight"])
         for values, log_weight in zip(frames.cvs, log_weights, strict=True):
@@ -500,7 +511,7 @@ def _save_level(folder: Path, campaign: Campaign, number: int, committed: int) -
     windows = np.array(list(campaign.walkers), dtype=np.int64)  # their order decides which is visited first
     walkers = list(campaign.walkers.values())
     velocities = [np.full_like(w.positions, np.nan) if w.velocities is None else w.velocities for w in walkers]
-    with (folder / f"walkers-{number}.npz").open("wb") as file:
+    with replacing(folder / f"walkers-{number}.npz") as partial, partial.open("wb") as file:
         np.savez(
             file,
             windows=windows,
@@ -531,19 +542,19 @@ def _load_level(folder: Path, campaign: Campaign, number: int, content: dict[str
     if ends and ends[-1] != len(chain):
         raise ValueError("the chain has lost frames")
     campaign.chain = [chain[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
-    with np.load(folder / f"walkers-{number}.npz", allow_pickle=False) as arrays:
-        held = zip(arrays["windows"], arrays["positions"], arrays["velocities"], strict=True)
-        for k, (window, positions, velocities) in enumerate(held):
-            campaign.walkers[int(window)] = Walker(
-                positions,
-                None if np.isnan(velocities).any() else velocities,
-                content["origins"][k],
-                content["failures"][k],
-            )
-        campaign.free_energies = arrays["free_energies"]
-        campaign.acceptance, campaign.ess = arrays["acceptance"], arrays["ess"]
-        drawn = arrays["drawn"]
-        campaign.trials = [Draws(trials, arrays["tried"])] if len(trials) else []
+    arrays = read_arrays(folder / f"walkers-{number}.npz")
+    held = zip(arrays["windows"], arrays["positions"], arrays["velocities"], strict=True)
+    for k, (window, positions, velocities) in enumerate(held):
+        campaign.walkers[int(window)] = Walker(
+            positions,
+            None if np.isnan(velocities).any() else velocities,
+            content["origins"][k],
+            content["failures"][k],
+        )
+    campaign.free_energies = arrays["free_energies"]
+    campaign.acceptance, campaign.ess = arrays["acceptance"], arrays["ess"]
+    drawn = arrays["drawn"]
+    campaign.trials = [Draws(trials, arrays["tried"])] if len(trials) else []
     campaign.rounds = [Draws(Frames.load(folder / f"draws-{k}.npz"), drawn[k]) for k in range(content["n_rounds"])]
     campaign.burn_in, campaign.learnt_from = content["burn_in"], content["learnt_from"]
     old = campaign.seed
@@ -551,11 +562,12 @@ def _load_level(folder: Path, campaign: Campaign, number: int, content: dict[str
 
 
 def _remove_older(folder: Path, number: int) -> None:
-    for old in folder.glob("*-*"):
-        stem, _, saved = old.name.partition(".")[0].rpartition("-")
-        if stem in ("chain", "trials", "walkers", "ledger", "generator") and saved.isdigit() and int(saved) < number:
+    """Delete the files of earlier states, by their names."""
+    for old in list(folder.iterdir()):
+        saved = _SAVED.fullmatch(old.name)
+        if saved and int(saved[saved.lastindex or 0]) < number:
             if old.is_dir():
-                shutil.rmtree(old)
+                delete_files(old, "generator.json", "generator.safetensors")
             else:
                 old.unlink()
 
@@ -563,7 +575,7 @@ def _remove_older(folder: Path, number: int) -> None:
 def _standing(state: Path) -> dict[str, Any]:
     """Return the JSON of the state that stands in the folder, or nothing."""
     try:
-        return dict(json.loads((state / "state.json").read_text()))
+        return dict(read_json(state / "state.json"))
     except FileNotFoundError:
         return {}
 
@@ -604,7 +616,7 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
     """
     state = folder / "state"
     try:
-        content = json.loads((state / "state.json").read_text())
+        content = read_json(state / "state.json")
         version = content["version"]
         if version not in (OLDER_VERSION, STATE_VERSION):
             raise InputError(
@@ -624,6 +636,8 @@ def load_state(folder: Path, sampler: ScoreSampler) -> None:
         if version == STATE_VERSION:
             _check_digests(state, content)
         number = content["number"]
+        if not isinstance(number, int):
+            raise ValueError(f"a state has a whole number, not {number!r:.40}")
         campaign = sampler.new_campaign(_platform_here(content.get("platform"), sampler))
         for k, level in enumerate((campaign, *campaign.hotter)):
             _load_level(_level_folder(state, k), level, number, content["levels"][k])

@@ -35,7 +35,7 @@ from .preflight import describe_executor, refuse_copies
 from .simulate import Segment
 from .system import MolecularSystem, bin_counts
 from .unbiased import LabelDistribution, MoveStatistics, UnbiasedMoves
-from .units import HiddenStateWarning, InputError, SamplingError, strip_units
+from .units import TEMPERATURES_K, HiddenStateWarning, InputError, SamplingError, check_range, strip_units
 
 __all__ = ["ScoreSampler"]
 
@@ -130,6 +130,8 @@ class ScoreSampler:
             raise InputError(f"workers must be 0 or more, got {workers}")
         self.seed = index(seed)
         self.options = options or SamplerOptions()
+        for temperature in self.options.ladder:
+            check_range("a temperature of the ladder (K)", temperature, *TEMPERATURES_K)
         if self.options.ladder and self.options.ladder[0] <= self.molecule.temperature_k:
             raise InputError(
                 f"the ladder's temperatures must lie above {self.molecule.temperature_k:g} K, "

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from .records import write_atomically
+from .files import DAMAGE, read_arrays, read_json, replacing
 from .simulate import Segment
 from .status import write_json
 from .units import InputError, one_line
@@ -29,9 +26,8 @@ def save_failed(folder: Path, segment: Segment, reason: str, temperature_k: floa
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"window-{segment.walker}-seed-{segment.seed}.json"
     arrays = {name: getattr(segment, name) for name in _ARRAYS if getattr(segment, name) is not None}
-    archive = io.BytesIO()
-    np.savez_compressed(archive, **arrays)
-    write_atomically(path.with_suffix(".npz"), archive.getvalue())
+    with replacing(path.with_suffix(".npz")) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
     content = {name: int(getattr(segment, name)) for name in _NUMBERS}
     write_json(path, content | {"reason": reason, "temperature_k": temperature_k})
     return path
@@ -46,9 +42,8 @@ def load_failed(path: Path) -> tuple[Segment, str]:
         when the files are damaged, or one of them is missing.
     """
     try:
-        content = json.loads(path.read_text())
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
-            content |= dict.fromkeys(_ARRAYS) | {name: archive[name] for name in archive.files}
+        content = read_json(path)
+        content |= dict.fromkeys(_ARRAYS) | read_arrays(path.with_suffix(".npz"))
         return Segment(**{name: content[name] for name in (*_ARRAYS, *_NUMBERS)}), content["reason"]
-    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
+    except DAMAGE as error:
         raise InputError(f"{path} is no walker that was set aside: {one_line(error)}") from None

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .records import write_atomically
+from .files import read_json, write_atomically
+from .folders import RUN, refuse_strangers
 from .units import InputError, SamplingError
 
 __all__ = ["describe", "holder", "locked", "read_status", "resumed", "storage_errors", "write_json"]
@@ -23,6 +24,8 @@ LOCK_TRIES, LOCK_SECONDS = 5, 0.05
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _FIELDS = {"state": str, "force_evaluations": int, "budget": int, "history": list, "command": str}
+_MORE_FIELDS = {"seed": int, "workers": int | None, "ladder": list, "quick": bool}
+"""Those that a folder must have, and those from which a run goes on where it has them."""
 
 
 def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
@@ -44,7 +47,7 @@ def locked(folder: Path) -> Iterator[None]:
         when another process holds the folder, or nothing can be written in it.
     """
     try:
-        file = (folder / LOCK).open("a+")
+        file = _open_lock(folder, "a+")
     except OSError as error:
         raise InputError(f"cannot write in {folder}: {error.strerror}") from None
     with file:
@@ -68,6 +71,12 @@ def locked(folder: Path) -> Iterator[None]:
                 file.truncate(0)
 
 
+def _open_lock(folder: Path, mode: str) -> IO[str]:
+    """Open a folder's lock; a link is not followed, and a pipe not waited for."""
+    safely = os.O_NOFOLLOW | os.O_NONBLOCK
+    return open(folder / LOCK, mode, opener=lambda path, flags: os.open(path, flags | safely, 0o666))
+
+
 def _lock(file: IO[str]) -> None:
     """Lock a file, and try again for a while: `holder` has it for a moment whenever somebody asks for the status."""
     for left in reversed(range(LOCK_TRIES)):
@@ -82,7 +91,7 @@ def _lock(file: IO[str]) -> None:
 def holder(folder: Path) -> str | None:
     """Return who is at work in a run's folder, in words; None when nobody is, or that cannot be told."""
     try:
-        with (folder / LOCK).open() as file:
+        with _open_lock(folder, "r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return _name(folder / LOCK) or "another process"
@@ -93,7 +102,7 @@ def holder(folder: Path) -> str | None:
 
 def _name(path: str | Path) -> str | None:
     try:
-        content = json.loads(Path(path).read_text())
+        content = read_json(Path(path))
         return f"process {int(content['pid'])} on {content['host']}"
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -130,22 +139,25 @@ def read_status(folder: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        when there is none, or it cannot be read.
+        when there is none, it cannot be read, or a link stands under a name of the program's.
     """
+    refuse_strangers(folder, RUN)
     try:
-        content = json.loads((folder / "status.json").read_text())
+        content = read_json(folder / "status.json")
     except OSError:
         raise InputError(f"{folder} holds no run") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise InputError(f"{folder / 'status.json'} is damaged") from None
     whole = isinstance(content, dict) and all(isinstance(content.get(k), kind) for k, kind in _FIELDS.items())
+    whole = whole and all(isinstance(content[k], kind) for k, kind in _MORE_FIELDS.items() if k in content)
+    whole = whole and all(isinstance(temperature, int | float) for temperature in content.get("ladder", []))
     if not whole or not all(isinstance(record, dict) for record in content["history"]):
         raise InputError(f"{folder / 'status.json'} is damaged")
     return content
 
 
 def describe(folder: Path) -> list[str]:
-    """Return how far the run in a folder is, in lines.
+    """Return how far the run in a folder is, in lines; what would steer a terminal is a question mark in them.
 
     Raises
     ------
@@ -154,7 +166,7 @@ def describe(folder: Path) -> list[str]:
     """
     status = read_status(folder)
     try:
-        return list(_lines(folder, status))
+        return ["".join(c if c.isprintable() else "?" for c in line) for line in _lines(folder, status)]
     except (LookupError, TypeError, ValueError):
         raise InputError(f"{folder / 'status.json'} is damaged") from None
 

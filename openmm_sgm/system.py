@@ -18,14 +18,16 @@ from scipy.spatial.transform import Rotation
 
 from .cvs import CollectiveVariable, ExpressionCV, Position, Torsion, as_cvs
 from .stereo import Stereo, stiff_bonds
-from .units import InputError, strip_units
+from .units import TEMPERATURES_K, InputError, check_range, strip_units
 from .velocities import INTEGRATORS, IntegratorKind
 
 __all__ = ["MolecularSystem", "bin_counts", "check_supported"]
 
 PERIODIC_BINS = 36
 BINS = 40
-MOST_BINS = 4_000_000
+MOST_BINS, MOST_BINS_ALONG = 4_000_000, 10_000
+MOST_WINDOWS = 100_000
+"""Of the grid over all CVs together."""
 DEFAULT_FRICTION_PER_PS = 1.0
 TEMPERATURE_TOLERANCE_K = 0.01
 CV_TOLERANCE = 2e-3
@@ -89,14 +91,20 @@ class MolecularSystem:
             raise InputError(f"positions must be finite and of shape {expected} in nm, got shape {positions.shape}")
         put("positions", positions)
         put("bins", bin_counts(self.bins, self.cvs))
-        for field, target in (
-            ("temperature_k", unit.kelvin),
-            ("time_step_fs", unit.femtosecond),
-            ("friction_per_ps", unit.picosecond**-1),
+        windows = [cv.window_count for cv in self.cvs]
+        if math.prod(windows) > MOST_WINDOWS:
+            raise InputError(
+                f"a grid has at most {MOST_WINDOWS:,} windows, got {' x '.join(map(str, windows))}: give fewer"
+            )
+        for field, target, bounds in (
+            ("temperature_k", unit.kelvin, TEMPERATURES_K),
+            ("time_step_fs", unit.femtosecond, (1e-6, 1e6)),
+            ("friction_per_ps", unit.picosecond**-1, (1e-9, 1e9)),
         ):
             value = strip_units(getattr(self, field), target)
             if not (np.isfinite(value) and value > 0):
                 raise InputError(f"{field} must be positive and finite, got {value}")
+            check_range(field, value, *bounds)
             put(field, value)
         if self.integrator not in INTEGRATORS:
             raise InputError(f"the integrator must be one of {', '.join(INTEGRATORS)}, got {self.integrator!r}")
@@ -451,6 +459,8 @@ def bin_counts(bins: Sequence[int] | int | None, cvs: Sequence[CollectiveVariabl
         raise InputError(f"bins must be whole numbers, one for each of the {len(cvs)} CVs, got {bins!r}") from None
     if len(result) != len(cvs) or min(result) < 2:
         raise InputError(f"bins must be 2 or more for each of the {len(cvs)} CVs, got {bins!r}")
+    if max(result) > MOST_BINS_ALONG:
+        raise InputError(f"a CV has at most {MOST_BINS_ALONG:,} bins, got {max(result)}: give fewer")
     if math.prod(result) > MOST_BINS:
         raise InputError(f"a surface has at most {MOST_BINS:,} bins, got {' x '.join(map(str, result))}: give fewer")
     return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +13,11 @@ from openmm import app, unit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .cvs import CV_KINDS, CollectiveVariable, as_cvs
+from .files import check_size, read_toml
 from .system import MolecularSystem, bin_counts
 from .units import InputError, one_line
 from .velocities import IntegratorKind
+from .xml_files import force_field_path, inside, read_system
 
 __all__ = ["load_system"]
 
@@ -52,11 +53,18 @@ class _SystemFile(BaseModel):
     cv: list[_Cv] = Field(min_length=1)
 
 
+MOST_STRUCTURE = 64 << 20
+"""Bytes of a structure's file."""
 _FORCE_FIELD_KEYS = ("nonbonded_method", "nonbonded_cutoff_nm", "constraints")
 
 
-def load_system(folder: Path) -> MolecularSystem:
+def load_system(folder: Path, trust: bool = False) -> MolecularSystem:
     """Return the system described by `folder`/system.toml; its files must lie inside the folder.
+
+    Nothing in the files is executed unless they are trusted: a force field with scripts, or a system with a
+    `PythonForce`, is refused.
+
+    trust : let the folder's files run code
 
     Raises
     ------
@@ -66,14 +74,13 @@ def load_system(folder: Path) -> MolecularSystem:
     folder = Path(folder)
     path = folder / "system.toml"
     try:
-        with path.open("rb") as stream:
-            table = tomllib.load(stream)
+        table = read_toml(path)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} holds no system.toml") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid TOML: {one_line(error)}") from None
     try:
         options = _SystemFile.model_validate(table)
     except ValidationError as error:
@@ -84,7 +91,7 @@ def load_system(folder: Path) -> MolecularSystem:
     return MolecularSystem(
         name=options.name,
         topology=topology,
-        system=_build_system(folder, options, topology),
+        system=_build_system(folder, options, topology, trust),
         positions=positions,
         cvs=as_cvs(cvs),
         temperature_k=options.temperature_k,
@@ -106,47 +113,28 @@ def _in_words(problem: Any) -> str:
     return f"{key}: {problem['msg'].rstrip('.')}"
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Return the path of file `name` of the folder; refuse one that leads out of it, or that does not exist."""
-    try:
-        path = (folder / name).resolve()
-        path.exists()
-    except (OSError, ValueError):  # too long, or with a zero byte
-        raise InputError(f"{name[:60]!r} is no name of a file") from None
-    if not path.is_relative_to(folder.resolve()):
-        raise InputError(f"'{name}' lies outside {folder}: all files of a system must be in its folder")
-    if not path.is_file():
-        raise InputError(f"{folder} holds no file '{name}'")
-    return path
-
-
 def _read_structure(folder: Path, name: str) -> tuple[app.Topology, np.ndarray]:
     """Return topology and positions (n_atoms, 3) in nm of a .pdb or .cif file."""
     readers = {".pdb": app.PDBFile, ".cif": app.PDBxFile}
-    path = _inside(folder, name)
+    path = inside(folder, name)
     if path.suffix.lower() not in readers:
         raise InputError(f"'{name}' must be a {' or '.join(readers)} file")
     try:
+        check_size(path, MOST_STRUCTURE)
         structure = readers[path.suffix.lower()](str(path))
         return structure.topology, structure.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
     except Exception as error:  # the readers raise whatever the first broken field leads to
         raise InputError(f"'{name}' cannot be read: {one_line(error)}") from error
 
 
-def _build_system(folder: Path, options: _SystemFile, topology: app.Topology) -> openmm.System:
+def _build_system(folder: Path, options: _SystemFile, topology: app.Topology, trust: bool) -> openmm.System:
     if (options.force_field is None) == (options.system is None):
         raise InputError("system.toml needs either force_field = [...] or system = 'system.xml'")
     if options.system is not None:
         given = [key for key in _FORCE_FIELD_KEYS if getattr(options, key) is not None]
         if given:
             raise InputError(f"{', '.join(given)} belong to force_field; '{options.system}' has them already")
-        try:
-            system = openmm.XmlSerializer.deserialize(_inside(folder, options.system).read_text())
-        except (openmm.OpenMMException, ValueError, OSError) as error:
-            raise InputError(f"'{options.system}' cannot be read: {one_line(error)}") from error
-        if not isinstance(system, openmm.System):
-            raise InputError(f"'{options.system}' holds no System but {type(system).__name__}")
-        return system
+        return read_system(inside(folder, options.system), trust)
     arguments: dict[str, Any] = {
         "nonbondedMethod": getattr(app, options.nonbonded_method or "NoCutoff"),
         "constraints": None if options.constraints in (None, "None") else getattr(app, options.constraints),
@@ -154,22 +142,11 @@ def _build_system(folder: Path, options: _SystemFile, topology: app.Topology) ->
     if options.nonbonded_cutoff_nm is not None:
         arguments["nonbondedCutoff"] = options.nonbonded_cutoff_nm
     names = options.force_field or []
-    files = _force_field_files(folder, names)
+    files = [force_field_path(folder, name, trust) for name in names]
     try:
         return app.ForceField(*files).createSystem(topology, **arguments)
     except Exception as error:  # ValueError as a rule; a broken XML file raises anything
         raise InputError(f"{' + '.join(names)} does not fit '{options.topology}': {one_line(error)}") from error
-
-
-def _force_field_files(folder: Path, names: list[str]) -> list[str]:
-    """Return paths of the folder's own files, and names of OpenMM's as they are."""
-    files = []
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts or (folder / name).is_file():
-            files.append(str(_inside(folder, name)))
-        else:
-            files.append(name)
-    return files
 
 
 def _build_cv(folder: Path, table: _Cv, positions: np.ndarray) -> CollectiveVariable:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from .cartesian import CartesianRepresentation, fit_cartesian
 from .diffusion import SIGMA_MAX, SIGMA_MIN, ScoreModel, training_loss
+from .files import DAMAGE
 from .frames import Selection
 from .generator import Generator
 from .networks import NetworkOptions, ScoreNetwork
@@ -20,7 +22,7 @@ from .records import RecordError, digest, read_record, write_record
 from .representation import Representation, fit_representation
 from .symmetry import permuted
 from .system import MolecularSystem
-from .units import thermal_energy
+from .units import InputError, one_line, thermal_energy
 from .windows import WindowGrid
 from .zmatrix import ZMatrix
 
@@ -37,6 +39,8 @@ __all__ = [
 CHUNK = 4096
 """Frames whose biases in all windows are computed at once."""
 CHECKPOINT_SECONDS = 20.0
+TRAINING = ".training"
+"""How the names of checkpoints end."""
 
 
 @dataclass(frozen=True)
@@ -258,11 +262,23 @@ class _Fit:
         write_record(path, arrays, content)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote; without a file, or with one that is damaged, nothing changes."""
+        """Go on from what `save` wrote; without a file, or with one that is damaged, nothing changes.
+
+        Raises
+        ------
+        InputError
+            for a file that is whole, and of something else.
+        """
         try:
             arrays, content = read_record(path)
         except (FileNotFoundError, RecordError):
             return
+        try:
+            self._put(arrays, content)
+        except DAMAGE as error:  # whole, and yet not what `save` writes: half of it is in place now
+            raise InputError(f"{path} is no training of this run's: delete it ({one_line(error)})") from None
+
+    def _put(self, arrays: dict[str, np.ndarray], content: Any) -> None:
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
         def named(prefix: str) -> dict[str, torch.Tensor]:
@@ -344,7 +360,7 @@ def train(
     if checkpoint is not None:
         before = previous.to_bytes() if previous is not None else None
         same = data.z, data.gradients, data.label_features, data.group, options, network_options, seed, before
-        path = checkpoint.folder / f"{digest(*same)}.training"
+        path = checkpoint.folder / f"{digest(*same)}{TRAINING}"
         fit.load(path)
     saved = time.perf_counter()
     while fit.step < options.steps and not fit.done:

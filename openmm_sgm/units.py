@@ -9,14 +9,18 @@ from openmm import unit
 
 __all__ = [
     "BOLTZMANN_KJ_MOL_K",
+    "TEMPERATURES_K",
     "HiddenStateWarning",
     "InputError",
     "SamplingError",
+    "check_range",
     "one_line",
     "strip_units",
     "thermal_energy",
 ]
 
+TEMPERATURES_K = (1e-3, 1e6)
+"""Between which a temperature must lie."""
 BOLTZMANN_KJ_MOL_K = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 
 
@@ -35,6 +39,18 @@ class HiddenStateWarning(UserWarning):
 def one_line(error: BaseException) -> str:
     """Return an exception's message without line breaks and without a full stop, to stand within a sentence."""
     return " ".join(str(error).split()).rstrip(".")
+
+
+def check_range(what: str, value: float, low: float, high: float) -> None:
+    """Refuse a number with which what follows would overflow, or hang: one outside what any system can need.
+
+    Raises
+    ------
+    InputError
+        one sentence that names the bounds.
+    """
+    if not low <= value <= high:
+        raise InputError(f"{what} must be between {low:g} and {high:g}, got {value:g}")
 
 
 def strip_units(value: Any, target: unit.Unit) -> Any:

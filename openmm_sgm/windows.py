@@ -15,9 +15,7 @@ from .units import thermal_energy
 
 __all__ = ["WindowGrid"]
 
-PERIODIC_WINDOWS = 18
 STIFF_WINDOWS = 36
-WINDOWS = 12
 OVERLAP = 1.8
 """Default spacing of windows in units of an umbrella's own width √(kT/κ)."""
 
@@ -59,7 +57,7 @@ class WindowGrid:
         for cv in cvs:
             assert cv.minimum is not None
             assert cv.maximum is not None
-            count = cv.windows or (WINDOWS if cv.period is None else PERIODIC_WINDOWS)
+            count = cv.window_count
             if not (cv.windows or cv.force_constant) and tuple(cv.atoms) in stiff:
                 count = STIFF_WINDOWS
             spacing = (cv.maximum - cv.minimum) / count

@@ -225,7 +225,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 BAD_FILES = {
     "no force field": ('system = "system.xml"\n', "", "needs either force_field"),
-    "unknown force field": ('system = "system.xml"', 'force_field = ["unheard.xml"]', "unheard.xml does not fit"),
+    "unknown force field": ('system = "system.xml"', 'force_field = ["unheard.xml"]', "no force field 'unheard.xml'"),
     "no such system.xml": ("system.xml", "missing.xml", "holds no file 'missing.xml'"),
     "atoms out of range": ("[0, 2]", "[0, 4]", "CV 'r' asks for atom 4, but the system has 4 atoms"),
     "negative atom": ("[0, 2]", "[-1, 2]", "CV 'r'.*-1"),

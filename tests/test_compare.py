@@ -230,10 +230,25 @@ def test_an_interrupted_comparison_goes_on(table: dict[str, Any], tmp_path: Path
         compare(MOLECULE, tmp_path / "other", methods=["md"], resume=True, **arguments)
 
 
-def test_a_row_that_cannot_be_read_is_made_again(table: dict[str, Any], tmp_path: Path, truth: Path) -> None:
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: '{"failure": nu',
+        lambda text: "[" * 100_000,
+        lambda text: json.dumps(json.loads(text) | {"snapshots": [5]}),
+        lambda text: text.replace('"budget": 1000', '"budget": "1000"'),
+        lambda text: text.replace('"free_energy": [', '"free_energy": [1.0,'),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_made_again(
+    spoil: Any, table: dict[str, Any], tmp_path: Path, truth: Path
+) -> None:
     folder = tmp_path / "out"
     compare(MOLECULE, folder, methods=["md"], budgets=[1000], seeds=2, reference=truth)
-    (folder / "rows" / "md-seed2.json").write_text('{"failure": nu')
+    path = folder / "rows" / "md-seed2.json"
+    before = path.read_text()
+    path.write_text(spoil(before))
+    assert path.read_text() != before
     table["md"].clear()
     result = compare(MOLECULE, folder, methods=["md"], budgets=[1000], seeds=2, reference=truth, resume=True)
     assert table["md"] == [(2, (1000,))]

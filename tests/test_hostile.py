@@ -5,24 +5,26 @@ More than a thousand files are generated, from fixed seeds; the cases by hand ar
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import TOML, edit, finished_run, snapshot, write_system
+from test_cli import TOML, edit, finished_run, one_sentence, snapshot, write_system
 from test_runfolder import new_sampler
 
-from openmm_sgm.cli import _load_generator
+from openmm_sgm.cli import _load_generator, main
 from openmm_sgm.inject import Ledger
 from openmm_sgm.journal import Journal
+from openmm_sgm.records import digest
 from openmm_sgm.reporter import load_frames
 from openmm_sgm.runfolder import DAMAGE, load_state
 from openmm_sgm.status import describe, read_status
@@ -344,3 +346,110 @@ def test_report_escapes_a_name(finished: Finished, tmp_path: Path) -> None:
     page = write_report(folder).read_text()
     assert "&lt;script&gt;" in page
     assert script not in page  # the report's own are other ones, and the only ones that its policy lets run
+
+
+EVIL = "<b id='x' onclick=alert(1)>"
+
+
+def leaves(content: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the path to each value that is neither a dict nor a list, of lists those in the first two items; and to
+    each key."""
+    items = content.items() if isinstance(content, dict) else enumerate(content[:2])
+    for key, value in items:
+        yield from leaves(value, *path, key) if isinstance(value, dict | list) else [(*path, key)]
+
+
+def changed(content: Any, path: tuple[Any, ...]) -> Any:
+    """Return a copy with the value at a path replaced by markup."""
+    content = copy.deepcopy(content)
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = EVIL
+    return content
+
+
+@pytest.mark.parametrize("name", ["result.json", "diagnostics.json"])
+def test_report_escapes_every_value(
+    name: str, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value may be text where a number belongs: the report has it as text, or is refused."""
+    from openmm_sgm import report
+
+    class Picture:
+        def savefig(self, *given: Any, **options: Any) -> None:
+            """Draw nothing: the pictures would take all the time."""
+
+    for drawn in [function for function in vars(report) if function.startswith("draw_")]:
+        monkeypatch.setattr(report, drawn, lambda run: Picture())
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    content = json.loads((folder / name).read_text())
+    paths = list(leaves(content))
+    written = 0
+    for path in paths:
+        (folder / name).write_text(json.dumps(changed(content, path)))
+        if refused_or_read(lambda: report.write_report(folder)):
+            assert "<b id" not in (folder / "report.html").read_text(), path
+            written += 1
+    assert len(paths) > 10
+    assert written > 5
+
+
+@pytest.mark.parametrize("key", ["visited", "started_from"])
+def test_report_escapes_the_windows(key: str, finished: Finished, tmp_path: Path) -> None:
+    from openmm_sgm.report import write_report
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    content = json.loads((folder / "result.json").read_text())
+    content["windows"][key] = EVIL if key == "visited" else {EVIL: EVIL}
+    (folder / "result.json").write_text(json.dumps(content))
+    page = write_report(folder).read_text()
+    assert "<b id" not in page
+    assert "&lt;b id" in page
+
+
+FRAMES: dict[str, Any] = {
+    "masses no list": {"masses_amu": 5},
+    "CVs no list": {"cvs": 5},
+    "CVs without names": {"cvs": [{}]},
+    "a temperature in words": {"temperature_k": "warm"},
+}
+
+
+@pytest.mark.parametrize("case", FRAMES)
+def test_crafted_header_of_frames(case: str, recorded: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(recorded, folder)
+    path = folder / "frames.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | FRAMES[case]))
+    assert not refused_or_read(lambda: load_frames(folder))
+
+
+@pytest.mark.parametrize("change", [{"seed": "1"}, {"workers": "x"}, {"ladder": ["hot"]}, {"ladder": 5}, {"quick": 2}])
+def test_resume_with_a_crafted_status(
+    change: dict[str, Any], finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    path = folder / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    before = snapshot(folder)
+    assert main(["run", str(finished.system), "--output", str(folder), "--resume"]) == 2
+    assert "status.json is damaged" in one_sentence(capsys.readouterr().err)
+    assert snapshot(folder) == before
+
+
+def test_a_crafted_number_of_a_state(finished: Finished, tmp_path: Path) -> None:
+    """Its digest fits; the number is a part of file names."""
+    state = tmp_path / "run" / "state"
+    shutil.copytree(finished.folder / "state", state)
+    content = json.loads((state / "state.json").read_text())
+    del content["digest"]
+    number = f"{content['number']}"
+    content |= {"number": number}
+    content["digest"] = digest(json.dumps(content, sort_keys=True))
+    (state / "state.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="a state has a whole number, not"):
+        load_state(tmp_path / "run", new_sampler(finished.system))

@@ -12,6 +12,10 @@ FOLDER = Path(__file__).resolve().parents[1] / PACKAGE
 
 ORDER = (
     "units",
+    "files",
+    "folders",
+    "structure_files",
+    "xml_files",
     "records",
     "status",
     "frames",

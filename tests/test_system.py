@@ -454,7 +454,7 @@ BAD_FILES = {
     "topology absolute": ("topology.pdb", "/etc/hosts", "lies outside"),
     "topology kind": ("topology.pdb", "README.md", "must be a .pdb or .cif file"),
     "field outside": ('["amber99sbildn.xml"]', '["../field.xml"]', "lies outside"),
-    "field unknown": ("amber99sbildn.xml", "amber98.xml", "amber98.xml does not fit 'topology.pdb': Could not"),
+    "field unknown": ("amber99sbildn.xml", "amber98.xml", "there is no force field 'amber98.xml' in .* or of OpenMM's"),
     "no field": ('force_field = ["amber99sbildn.xml"]', "", "needs either force_field"),
     "field and system": ("[[cv]]", 'system = "system.xml"\n[[cv]]', "needs either force_field"),
     "system outside": ('force_field = ["amber99sbildn.xml"]\nnonbonded_method = "NoCutoff"\nconstraints = "HBonds"',
