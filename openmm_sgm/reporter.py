@@ -17,7 +17,7 @@ import numpy as np
 from openmm import app, unit
 
 from .cvs import CollectiveVariable, as_cvs
-from .system import check_supported
+from .supported import check_supported
 from .units import InputError, one_line, strip_units
 
 __all__ = ["FrameReporter", "RecordedFrames", "load_frames"]

@@ -12,6 +12,7 @@ FOLDER = Path(__file__).resolve().parents[1] / PACKAGE
 
 ORDER = (
     "units",
+    "forces",
     "records",
     "status",
     "frames",
@@ -22,6 +23,8 @@ ORDER = (
     "features",
     "cv_functions",
     "learned",
+    "from_simulation",
+    "supported",
     "system",
     "system_file",
     "rotatable",

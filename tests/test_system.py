@@ -15,7 +15,8 @@ from conftest import REPOSITORY, energy, forces, reference_context
 from openmm import app, unit
 
 from openmm_sgm.cvs import RMSD, CustomCV, Distance, Torsion
-from openmm_sgm.system import MolecularSystem, check_supported
+from openmm_sgm.supported import check_supported
+from openmm_sgm.system import MolecularSystem
 from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError
 from openmm_sgm.windows import WindowGrid
