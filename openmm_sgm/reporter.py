@@ -17,6 +17,7 @@ import numpy as np
 from openmm import app, unit
 
 from .cvs import CollectiveVariable, as_cvs
+from .from_simulation import context_system, openmm_topology
 from .supported import check_supported
 from .units import InputError, one_line, strip_units
 
@@ -135,7 +136,9 @@ class _Writer:
 
     def begin(self, simulation: app.Simulation) -> None:
         """Check the simulation, make the folder, and write the header or compare with the one that is there."""
-        check_supported(simulation.topology, simulation.system, self.cvs)
+        topology = openmm_topology(simulation.topology)
+        positions = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+        check_supported(topology, context_system(simulation), self.cvs, positions)
         particles = range(simulation.system.getNumParticles())
         header = {
             "schema_version": SCHEMA_VERSION,
@@ -162,7 +165,7 @@ class _Writer:
         except OSError as error:
             raise InputError(f"frames cannot be written to {self.folder}: {error.strerror}") from None
         self.number = max((_number(file) for file in _shards(self.folder)), default=-1) + 1
-        self.topology = mdtraj.Topology.from_openmm(simulation.topology)
+        self.topology = mdtraj.Topology.from_openmm(topology)
 
     def add(self, **frame: Any) -> None:
         self.frames.append(frame)

@@ -9,11 +9,12 @@ import openmm
 from openmm import app, unit
 
 from .cvs import CollectiveVariable, Position, as_cvs
+from .place import forces_that_tie, is_tied
 from .units import InputError
 
-__all__ = ["bonded_pairs", "check_supported", "constraints_of", "is_tied", "particle_masses"]
+__all__ = ["BAROSTATS", "bonded_pairs", "check_size_and_box", "check_supported", "constraints_of", "particle_masses"]
 
-_BAROSTATS = (
+BAROSTATS = (
     openmm.MonteCarloBarostat,
     openmm.MonteCarloAnisotropicBarostat,
     openmm.MonteCarloMembraneBarostat,
@@ -21,23 +22,12 @@ _BAROSTATS = (
 )
 
 
-def check_supported(topology: app.Topology, system: openmm.System, cvs: Sequence[CollectiveVariable]) -> None:
-    """Refuse what the method cannot treat, at constant temperature: supported is one bonded molecule in free space.
-
-    Virtual sites may be attached to it. A CMMotionRemover is harmless: it acts on no internal coordinate. Particles
-    that a CustomExternalForce ties to a place are supported as well, bonded or not.
-
-    Raises
-    ------
-    InputError
-        for a barostat, periodic boundary conditions, a topology without bonds or of another size, several pieces,
-        particles without mass that are no virtual sites, constraints other than on bonds, a CV on atoms that do not
-        exist; and in a tied system for constraints, virtual sites or a CMMotionRemover.
-    """
+def check_size_and_box(topology: app.Topology, system: openmm.System, cvs: Sequence[CollectiveVariable]) -> None:
+    """Refuse a barostat, periodic boundary conditions, and a topology, system and CVs of different sizes."""
     as_cvs(cvs)
     n = system.getNumParticles()
     for force in system.getForces():
-        if isinstance(force, _BAROSTATS):
+        if isinstance(force, BAROSTATS):
             raise InputError(f"constant volume (NVT) is meant: remove the barostat ({type(force).__name__})")
     if system.usesPeriodicBoundaryConditions():
         raise InputError(
@@ -50,9 +40,33 @@ def check_supported(topology: app.Topology, system: openmm.System, cvs: Sequence
             raise InputError(
                 f"CV '{cv.name}' asks for atom {max(cv.atoms)}, but the system has {n} atoms, counted from 0"
             )
-    if is_tied(system):
-        _check_tied(system)
-        return
+
+
+def check_supported(
+    topology: app.Topology, system: openmm.System, cvs: Sequence[CollectiveVariable], positions: np.ndarray
+) -> bool:
+    """Refuse what the method cannot treat at constant temperature; return whether forces tie the particles to a place.
+
+    Supported is one bonded molecule in free space; virtual sites may be attached to it. A CMMotionRemover is harmless:
+    it acts on no internal coordinate. Particles that a CustomExternalForce, or any other force, ties to a place are
+    supported as well, bonded or not. Which it is, energies tell, see `is_tied`.
+
+    Parameters
+    ----------
+    positions : float64, shape (n_atoms, 3), nm
+
+    Raises
+    ------
+    InputError
+        for a barostat, periodic boundary conditions, a topology without bonds or of another size, several pieces,
+        particles without mass that are no virtual sites, constraints other than on bonds, a CV on atoms that do not
+        exist, an energy that changes with the orientation alone; and in a tied system for constraints, virtual sites
+        or a CMMotionRemover.
+    """
+    check_size_and_box(topology, system, cvs)
+    if is_tied(system, positions):
+        _check_tied(system, positions)
+        return True
     for cv in cvs:
         if isinstance(cv, Position):
             raise InputError(
@@ -76,6 +90,7 @@ def check_supported(topology: app.Topology, system: openmm.System, cvs: Sequence
                 f"atoms {i} and {j} are constrained but not bonded (a rigid angle or rigid water): "
                 "only bonds may be constrained, as with constraints = 'HBonds'"
             )
+    return False
 
 
 def _check_masses(system: openmm.System, masses: np.ndarray) -> None:
@@ -84,23 +99,24 @@ def _check_masses(system: openmm.System, masses: np.ndarray) -> None:
             raise InputError(f"particle {i} has no mass and is no virtual site: frozen atoms are not supported")
 
 
-def _check_tied(system: openmm.System) -> None:
+def _check_tied(system: openmm.System, positions: np.ndarray) -> None:
     """Refuse what cannot be sampled in Cartesian coordinates."""
     _check_masses(system, particle_masses(system))
     if any(system.isVirtualSite(i) for i in range(system.getNumParticles())):
-        raise InputError("virtual sites are not supported in a system that a CustomExternalForce ties to a place")
-    if system.getNumConstraints():
-        raise InputError("constraints are not supported in a system that a CustomExternalForce ties to a place")
-    if any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces()):
-        raise InputError("a system that a CustomExternalForce ties to a place must have no CMMotionRemover")
+        what, instead = "virtual sites", "use a model without them"
+    elif system.getNumConstraints():
+        what, instead = "constraints", "build the system without constraints and with a shorter time step"
+    elif any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces()):
+        what, instead = "a CMMotionRemover", "build the system with removeCMMotion=False"
+    else:
+        return
+    raise InputError(
+        f"particles that are tied to a place (here by {forces_that_tie(system, positions)}) are sampled in Cartesian "
+        f"coordinates, each on its own, where {what} cannot be kept: {instead}, or remove what ties them"
+    )
 
 
 # Small readers of OpenMM objects
-
-
-def is_tied(system: openmm.System) -> bool:
-    """Return whether a CustomExternalForce ties the particles to a place."""
-    return any(isinstance(force, openmm.CustomExternalForce) for force in system.getForces())
 
 
 def particle_masses(system: openmm.System) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,11 @@ from openmm import app, unit
 from scipy.spatial.transform import Rotation
 
 from .cvs import CollectiveVariable, ExpressionCV, as_cvs
-from .forces import parameter_names
-from .from_simulation import DEFAULT_FRICTION_PER_PS, read_simulation
-from .supported import bonded_pairs, check_supported, constraints_of, is_tied, particle_masses
+from .dynamics import DEFAULT_FRICTION_PER_PS
+from .forces import describe_forces, parameter_names, without_forces
+from .from_simulation import read_simulation
+from .place import switched_off
+from .supported import bonded_pairs, check_size_and_box, check_supported, constraints_of, particle_masses
 from .units import InputError, strip_units
 from .velocities import INTEGRATORS, IntegratorKind
 
@@ -76,7 +79,7 @@ class MolecularSystem:
             object.__setattr__(self, field, value)
 
         put("cvs", as_cvs(self.cvs))
-        check_supported(self.topology, self.system, self.cvs)
+        check_size_and_box(self.topology, self.system, self.cvs)
         positions = np.array(strip_units(self.positions, unit.nanometer), dtype=np.float64)
         expected = (self.system.getNumParticles(), 3)
         if positions.shape != expected or not np.isfinite(positions).all():
@@ -94,7 +97,10 @@ class MolecularSystem:
             put(field, value)
         if self.integrator not in INTEGRATORS:
             raise InputError(f"the integrator must be one of {', '.join(INTEGRATORS)}, got {self.integrator!r}")
-        put("system", _without_andersen(self.system))
+        if self.n_atoms > 1 and not np.ptp(positions, axis=0).any() and not _has_external_force(self.system):
+            raise InputError("all atoms are at one place: set the positions of the simulation first")
+        put("system", _without_what_does_nothing(self.system, positions))
+        put("tied", check_supported(self.topology, self.system, self.cvs, positions))
         self._check_cvs_agree()
         self._check_start()
 
@@ -105,25 +111,32 @@ class MolecularSystem:
         temperature: Any = None,
         bins: Sequence[int] | int | None = None,
         name: str = "user",
+        time_step: Any = None,
     ) -> MolecularSystem:
         """Return the system of a user's `Simulation`, which is read and not changed.
 
-        Positions and context parameters are the context's current ones, time step and friction the integrator's (an
-        integrator without friction stands for 1/ps). A BrownianIntegrator stands for itself, any other for a
-        LangevinMiddleIntegrator. The temperature comes from the integrator or an AndersenThermostat, and must be given
-        where neither has one.
+        Positions and context parameters are the context's current ones, the forces those of the integrator's force
+        groups, time step and friction the integrator's (an integrator without friction stands for 1/ps). A
+        BrownianIntegrator stands for itself, others for a LangevinMiddleIntegrator if they sample the same ensemble,
+        see `read_integrator`. The temperature comes from the integrator or an AndersenThermostat, and must be given
+        where neither has one. A bias that is in the system already is part of the physics; a warning names it.
+
+        Parameters
+        ----------
+        temperature : Quantity or K
+        time_step : Quantity or fs, instead of the integrator's; needed where that one varies
 
         Raises
         ------
         InputError
-            without a temperature, with contradicting temperatures, or where `check_supported` says no.
+            without a temperature, with contradicting temperatures, with an integrator of another physics, where the
+            context computes other energies than the system, or where `check_supported` says no.
         """
         cvs = as_cvs(cvs)
-        check_supported(simulation.topology, simulation.system, cvs)
-        read = read_simulation(simulation, temperature)
+        read = read_simulation(simulation, cvs, temperature, time_step)
         return MolecularSystem(
             name=name,
-            topology=simulation.topology,
+            topology=read.topology,
             system=read.system,
             positions=read.positions,
             cvs=cvs,
@@ -139,10 +152,10 @@ class MolecularSystem:
         """Particles of the system, virtual sites included."""
         return self.system.getNumParticles()
 
-    @property
+    @cached_property
     def tied(self) -> bool:
-        """Whether a CustomExternalForce ties the particles to a place: Cartesian coordinates are sampled then."""
-        return is_tied(self.system)
+        """Whether forces tie the particles to a place: Cartesian coordinates are sampled then."""
+        return check_supported(self.topology, self.system, self.cvs, self.positions)
 
     @cached_property
     def mdtraj_topology(self) -> mdtraj.Topology:
@@ -245,8 +258,6 @@ class MolecularSystem:
 
     def _check_cvs_agree(self) -> None:
         """Refuse a CV whose mdtraj function and OpenMM force differ at the starting positions, or one given twice."""
-        if self.n_atoms > 1 and not self.tied and not np.ptp(self.positions, axis=0).any():
-            raise InputError("all atoms are at one place: set the positions of the simulation first")
         forces = [openmm.XmlSerializer.serialize(cv.force()) for cv in self.cvs]
         for k, cv in enumerate(self.cvs):
             if forces[k] in forces[:k]:
@@ -304,10 +315,19 @@ def bin_counts(bins: Sequence[int] | int | None, cvs: Sequence[CollectiveVariabl
     return result
 
 
-def _without_andersen(system: openmm.System) -> openmm.System:
-    """Return a copy without AndersenThermostat forces."""
-    system = copy.deepcopy(system)
-    for k in reversed(range(system.getNumForces())):
-        if isinstance(system.getForce(k), openmm.AndersenThermostat):
-            system.removeForce(k)
-    return system
+def _without_what_does_nothing(system: openmm.System, positions: np.ndarray) -> openmm.System:
+    """Return a copy without AndersenThermostat forces, and without restraints to a place that are switched off."""
+    off = switched_off(system, positions)
+    if off:
+        names = {name: None for k in off for name in parameter_names(system.getForce(k))}
+        zero = f" (it has the parameters {', '.join(names)})" if names else ""
+        warnings.warn(
+            f"{describe_forces(system, off)} is 0 at all places{zero} and is left out: the molecule is sampled as one "
+            "that nothing ties to a place by it",
+            stacklevel=4,
+        )
+    return without_forces(system, lambda k, force: k in off or isinstance(force, openmm.AndersenThermostat))
+
+
+def _has_external_force(system: openmm.System) -> bool:
+    return any(isinstance(force, openmm.CustomExternalForce) for force in system.getForces())
