@@ -12,6 +12,7 @@ import openmm
 from .units import InputError, one_line
 
 __all__ = [
+    "default_parameters",
     "describe_force",
     "describe_forces",
     "energies_and_forces",
@@ -114,6 +115,11 @@ def parameter_names(force: openmm.Force) -> list[str]:
     if not hasattr(force, "getNumGlobalParameters"):
         return []
     return [force.getGlobalParameterName(k) for k in range(force.getNumGlobalParameters())]
+
+
+def default_parameters(force: openmm.Force) -> dict[str, float]:
+    """Return the default values of a force's global parameters."""
+    return {name: force.getGlobalParameterDefaultValue(k) for k, name in enumerate(parameter_names(force))}
 
 
 def set_default_parameters(force: openmm.Force, values: dict[str, float]) -> None:

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from .cvs import CollectiveVariable, ExpressionCV, as_cvs
 from .dynamics import DEFAULT_FRICTION_PER_PS
-from .forces import describe_forces, parameter_names, without_forces
+from .forces import default_parameters, describe_forces, parameter_names, without_forces
 from .from_simulation import read_simulation
 from .place import switched_off
 from .supported import bonded_pairs, check_size_and_box, check_supported, constraints_of, particle_masses
@@ -319,8 +319,8 @@ def _without_what_does_nothing(system: openmm.System, positions: np.ndarray) -> 
     """Return a copy without AndersenThermostat forces, and without restraints to a place that are switched off."""
     off = switched_off(system, positions)
     if off:
-        names = {name: None for k in off for name in parameter_names(system.getForce(k))}
-        zero = f" (it has the parameters {', '.join(names)})" if names else ""
+        now = {name: value for k in off for name, value in default_parameters(system.getForce(k)).items()}
+        zero = f" with {', '.join(f'{name} = {value:g}' for name, value in now.items())}" if now else ""
         warnings.warn(
             f"{describe_forces(system, off)} is 0 at all places{zero} and is left out: the molecule is sampled as one "
             "that nothing ties to a place by it",

@@ -13,6 +13,7 @@ import openmm
 from openmm import app, unit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .biases import forces_that_look_like_biases, warn_of_biases
 from .cvs import CV_KINDS, CollectiveVariable, as_cvs
 from .system import MolecularSystem, bin_counts
 from .units import InputError, one_line
@@ -146,6 +147,7 @@ def _build_system(folder: Path, options: _SystemFile, topology: app.Topology) ->
             raise InputError(f"'{options.system}' cannot be read: {one_line(error)}") from error
         if not isinstance(system, openmm.System):
             raise InputError(f"'{options.system}' holds no System but {type(system).__name__}")
+        warn_of_biases(system, forces_that_look_like_biases(system), stacklevel=3)
         return system
     arguments: dict[str, Any] = {
         "nonbondedMethod": getattr(app, options.nonbonded_method or "NoCutoff"),
