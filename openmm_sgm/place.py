@@ -41,7 +41,8 @@ def is_tied(system: openmm.System, positions: np.ndarray) -> bool:
     energies = energies_and_forces(system, np.concatenate([bases, moved, turned]))[0]
     start, by_place, by_turn = np.split(energies, [len(bases), len(bases) + len(moved)])
     if not np.isfinite(start).all():
-        raise InputError(f"the energy of the starting positions is {start[0]:g} kJ/mol: give a structure that can be")
+        odd = start[~np.isfinite(start)][0]
+        raise InputError(f"the energy at the starting positions is {odd:g} kJ/mol: give a structure without clashes")
     if _change(start, by_place).any():
         _refuse_half_held(system, positions)
         return True
@@ -79,7 +80,7 @@ def _moved(bases: np.ndarray) -> np.ndarray:
 
 def _turned(bases: np.ndarray) -> np.ndarray:
     """Return the configurations turned about their centres."""
-    turns = Rotation.random(TURNS, random_state=3).as_matrix()
+    turns = Rotation.from_rotvec(np.random.default_rng(3).normal(size=(TURNS, 3))).as_matrix()
     centres = bases.mean(axis=1, keepdims=True)
     return np.concatenate([(bases - centres) @ turn.T + centres for turn in turns])
 

@@ -360,3 +360,12 @@ def test_something_that_is_no_topology_is_refused(topology: object) -> None:
     own.topology = topology
     with pytest.raises(InputError, match=r"must be an openmm\.app\.Topology, and a builtins\.\w+ cannot be converted"):
         taken(own)
+
+
+def test_a_start_without_an_energy_is_refused() -> None:
+    molecule = triatomic()
+    repulsion = openmm.CustomBondForce("1/max(0, r-10)")
+    repulsion.addBond(0, 2, [])
+    molecule.system.addForce(repulsion)
+    with pytest.raises(InputError, match="the energy at the starting positions is inf kJ/mol"):
+        sgm.MolecularSystem("m", molecule.topology, molecule.system, molecule.positions, molecule.cvs, 300.0)
