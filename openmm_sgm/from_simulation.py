@@ -1,12 +1,11 @@
 """A user's `Simulation` read into what a `MolecularSystem` is made of; it is left as it is.
 
 What the user simulates is what the context does: the forces of the integrator's groups, at the context's parameters.
-The copy that is sampled is compared with it, energies and forces, before anything else.
+The system that is copied is compared with it first.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,26 +15,18 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
+from .agreement import context_system, forces_left_out, refuse_another_physics, system_at_parameters
 from .biases import forces_along, forces_that_look_like_biases, warn_of_biases
 from .cvs import CollectiveVariable
-from .dynamics import force_groups, read_integrator, thermostats
-from .forces import (
-    describe_forces,
-    energies_and_forces,
-    energies_of_each_force,
-    set_default_parameters,
-    shaken,
-    without_forces,
-)
-from .supported import BAROSTATS, check_size_and_box
+from .dynamics import read_integrator, thermostats
+from .forces import describe_forces
+from .supported import check_size_and_box
 from .units import InputError, one_line, strip_units
 from .velocities import IntegratorKind
 
-__all__ = ["SimulationReading", "context_system", "openmm_topology", "read_simulation", "refuse_another_physics"]
+__all__ = ["SimulationReading", "openmm_topology", "read_simulation"]
 
 TEMPERATURE_TOLERANCE_K = 0.01
-_IN_NO_GROUP = (openmm.AndersenThermostat, openmm.CMMotionRemover, *BAROSTATS)
-"""Forces that act at every step, whatever the integrator's groups."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ def read_simulation(
     state = simulation.context.getState(positions=True)
     positions = np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
     everything = simulation.system
-    left_out = _left_out(everything, dynamics.groups)
+    left_out = forces_left_out(everything, dynamics.groups)
     if left_out:
         warnings.warn(
             f"{describe_forces(everything, left_out)}: the integrator leaves this force group out, and so does the "
@@ -79,8 +70,8 @@ def read_simulation(
         )
     if len(positions) == 1 or np.ptp(positions, axis=0).any():  # positions that were never set are refused later
         refuse_another_physics(simulation, dynamics.groups)
-        with_parameters = _with_parameters(simulation)
-        biases = {*forces_that_look_like_biases(everything), *forces_along(with_parameters, cvs, positions)}
+        system = system_at_parameters(simulation)
+        biases = {*forces_that_look_like_biases(everything), *forces_along(system, cvs, positions)}
         warn_of_biases(everything, sorted(biases.difference(left_out)), stacklevel=4)
     return SimulationReading(
         topology=topology,
@@ -114,126 +105,6 @@ def openmm_topology(topology: Any) -> app.Topology:
     if not isinstance(converted, app.Topology):
         raise InputError(f"the topology of the Simulation must be an openmm.app.Topology, not a {kind}")
     return converted
-
-
-def context_system(simulation: app.Simulation, groups: int | None = None) -> openmm.System:
-    """Return a copy of the system with the context's parameters and the forces that the integrator integrates.
-
-    Parameters
-    ----------
-    groups : force groups as a bit mask; by default the integrator's
-    """
-    mask = force_groups(simulation.integrator) if groups is None else groups
-    left_out = _left_out(simulation.system, mask)
-    return without_forces(_with_parameters(simulation), lambda k, _: k in left_out)
-
-
-def refuse_another_physics(simulation: app.Simulation, groups: int) -> None:
-    """Refuse a simulation whose context computes other energies or forces than its system says.
-
-    A force that was added to the system, or changed in it, after the context was made is not part of the dynamics.
-    Both are computed at the context's positions and twice near them; the context's positions are put back as they were.
-
-    Parameters
-    ----------
-    groups : the force groups that count, as a bit mask
-
-    Raises
-    ------
-    InputError
-        with the force that is to blame where it can be found, and else with those among which it is.
-    """
-    x, theirs, forces = _in_the_context(simulation.context, groups)
-    system = _with_parameters(simulation)
-    left_out = _left_out(system, groups)
-    ours, our_forces = energies_and_forces(without_forces(system, lambda k, _: k in left_out), x)
-    most = _tolerance(simulation.context, x, ours, our_forces)
-    finite = np.isfinite(theirs) & np.isfinite(ours)
-    differ = np.abs(theirs - ours) > most[0]
-    differ |= np.abs(forces - our_forces).max(axis=(1, 2), initial=0) > most[1]
-    if not (differ & finite).any():
-        return
-    kept = [k for k in range(system.getNumForces()) if k not in left_out]
-    each = energies_of_each_force(system, x, kept)
-    computed = [k for k in kept if np.isfinite(each[k]).all() and each[k].any()]
-    for n in range(1, len(computed) + 1):  # new forces come last
-        excess = theirs + each[computed[-n:]].sum(axis=0) - ours
-        if (np.abs(excess) <= most[0])[finite].all():
-            blame = f"{describe_forces(system, computed[-n:])} was added to"
-            break
-    else:
-        by_group = _groups_that_differ(simulation.context, system, x[0], computed, most[0][0]) or computed
-        among = describe_forces(system, by_group) if by_group else "a force"
-        blame = f"{'one of ' if len(by_group) > 1 else ''}{among} was changed, or another force removed, in"
-    raise InputError(
-        f"the energy is {theirs[0]:.6g} kJ/mol in simulation.context and {ours[0]:.6g} by simulation.system: {blame} "
-        "the system after the context was made; call simulation.context.reinitialize(preserveState=True) to use it, or "
-        "undo it"
-    )
-
-
-def _in_the_context(context: openmm.Context, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return configurations (n, n_atoms, 3) in nm, and what the context computes for them; kJ/mol, kJ/mol/nm."""
-    start = context.getState(positions=True).getPositions(asNumpy=True)
-    x = np.concatenate([start._value[None], shaken(start._value, 2)])
-    energies, forces = [], []
-    try:
-        for k, configuration in enumerate(x):
-            if k:
-                context.setPositions(configuration)
-                context.computeVirtualSites()
-            state = context.getState(energy=True, forces=True, groups=groups)
-            energies.append(state.getPotentialEnergy()._value)
-            forces.append(np.array(state.getForces(asNumpy=True)._value))
-    finally:
-        context.setPositions(start)
-    return x, np.array(energies), np.array(forces)
-
-
-def _tolerance(context: openmm.Context, x: np.ndarray, energies: np.ndarray, forces: np.ndarray) -> np.ndarray:
-    """Return shape (2, n): how far energies (kJ/mol) and forces (kJ/mol/nm) may differ by rounding.
-
-    Reference computes in double precision, other platforms may compute in single: their sums are of terms of some 100
-    kJ/mol an atom, and the positions of a molecule that has drifted far lose digits.
-    """
-    largest = np.abs(forces).max(axis=(1, 2))
-    if context.getPlatform().getName() == "Reference":
-        return np.stack([1e-4 + 1e-8 * np.abs(energies), 1e-3 + 1e-6 * largest])
-    far = np.abs(x).max()
-    return np.stack(
-        [0.05 + 2e-5 * (np.abs(energies) + 100 * x.shape[1]) * (1 + far / 10), 2 + 1e-3 * largest + 0.06 * far]
-    )
-
-
-def _groups_that_differ(
-    context: openmm.Context, system: openmm.System, positions: np.ndarray, computed: list[int], most: float
-) -> list[int]:
-    """Return those of the forces that lie in groups whose energies differ from the context's."""
-    each = energies_of_each_force(system, positions[None], computed)[:, 0]
-    found = []
-    for group in {system.getForce(k).getForceGroup() for k in computed}:
-        members = [k for k in computed if system.getForce(k).getForceGroup() == group]
-        theirs = context.getState(energy=True, groups=1 << group).getPotentialEnergy()._value
-        if abs(theirs - each[members].sum()) > most:
-            found.extend(members)
-    return sorted(found)
-
-
-def _with_parameters(simulation: app.Simulation) -> openmm.System:
-    system = copy.deepcopy(simulation.system)
-    parameters = dict(simulation.context.getParameters())
-    for force in system.getForces():
-        set_default_parameters(force, parameters)
-    return system
-
-
-def _left_out(system: openmm.System, groups: int) -> list[int]:
-    """Return the indices of forces outside the groups of a bit mask."""
-    return [
-        k
-        for k, force in enumerate(system.getForces())
-        if not (groups >> force.getForceGroup()) & 1 and not isinstance(force, _IN_NO_GROUP)
-    ]
 
 
 def _temperature(simulation: app.Simulation, given: Any) -> float:

@@ -16,8 +16,9 @@ import mdtraj
 import numpy as np
 from openmm import app, unit
 
+from .agreement import context_system
 from .cvs import CollectiveVariable, as_cvs
-from .from_simulation import context_system, openmm_topology
+from .from_simulation import openmm_topology
 from .supported import check_supported
 from .units import InputError, one_line, strip_units
 

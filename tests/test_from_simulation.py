@@ -106,10 +106,43 @@ def test_parameters_changed_without_telling_the_context_are_named() -> None:
     own.context.reinitialize(preserveState=True)
     angle = own.system.getForce(1)
     angle.setAngleParameters(0, 0, 1, 2, 1.6, 90.0)
-    with pytest.raises(InputError, match="HarmonicAngleForce was changed, or another force removed, in the system"):
+    with pytest.raises(InputError, match="HarmonicAngleForce was changed, or another force removed or regrouped"):
         taken(own)
     angle.updateParametersInContext(own.context)
     quietly_taken(own)
+
+
+def test_a_force_that_was_regrouped_or_removed_after_the_context_was_made() -> None:
+    own = simulation()
+    own.system.getForce(1).setForceGroup(4)
+    own.integrator.setIntegrationForceGroups({0})
+    message = "HarmonicBondForce was changed, or another force removed or regrouped"
+    with pytest.warns(UserWarning, match="leaves this"), pytest.raises(InputError, match=message):
+        taken(own)
+    own = simulation(on_the_angle())
+    own.system.removeForce(2)
+    with pytest.raises(InputError, match="one of HarmonicBondForce and HarmonicAngleForce was changed, or another"):
+        taken(own)
+
+
+def test_constraints_changed_after_the_context_was_made() -> None:
+    own = simulation()
+    own.system.addConstraint(0, 1, 0.15)
+    with pytest.raises(InputError, match="the constraint on atoms 0 and 1 was added after the context was made"):
+        taken(own)
+    own.context.reinitialize(preserveState=True)
+    assert quietly_taken(own).constraints == ((0, 1, 0.15),)
+    own.system.removeConstraint(0)
+    with pytest.raises(InputError, match="the constraint on atom 0 was removed after the context was made"):
+        taken(own)
+
+
+def test_a_system_that_cannot_be_copied_is_refused() -> None:
+    if not hasattr(openmm, "PythonForce"):
+        pytest.skip("this OpenMM has no PythonForce")
+    force = openmm.PythonForce(lambda state: (0.0, np.zeros((3, 3))))
+    with pytest.raises(InputError, match=r"the system cannot be copied: .*[Cc]ould not"):
+        taken(simulation(force))
 
 
 def test_the_comparison_leaves_the_context_as_it_is() -> None:

@@ -26,6 +26,7 @@ ORDER = (
     "learned",
     "supported",
     "dynamics",
+    "agreement",
     "biases",
     "from_simulation",
     "system",
