@@ -71,19 +71,18 @@ def refuse_another_physics(simulation: app.Simulation, groups: int) -> None:
     for n in range(1, len(computed) + 1):  # new forces come last
         excess = theirs + each[computed[-n:]].sum(axis=0) - ours
         if (np.abs(excess) <= most[0])[finite].all():
-            blame = f"{describe_forces(system, computed[-n:])} was added to"
+            blame = f"{describe_forces(system, computed[-n:])} {'was' if n == 1 else 'were'} added to"
             break
     else:
         by_group = _groups_that_differ(simulation.context, system, x[0], computed, most[0][0]) or computed
+        one = "one of " if len(by_group) > 1 else ""
         among = describe_forces(system, by_group) if by_group else "a force"
-        blame = (
-            f"{'one of ' if len(by_group) > 1 else ''}{among} was changed, or another force removed or regrouped, in"
-        )
+        blame = f"{one}{among} was changed, or another force removed or regrouped, in"
     worst = int(np.nanargmax(np.abs(theirs - ours)))
     raise InputError(
-        f"the energy is {theirs[worst]:.6g} kJ/mol in simulation.context and {ours[worst]:.6g} by simulation.system: {blame} "
-        "the system after the context was made; call simulation.context.reinitialize(preserveState=True) to use it, or "
-        "undo it"
+        f"the energy is {theirs[worst]:.6g} kJ/mol in simulation.context and {ours[worst]:.6g} by simulation.system: "
+        f"{blame} the system after the context was made; call simulation.context.reinitialize(preserveState=True) to "
+        "use it, or undo it"
     )
 
 

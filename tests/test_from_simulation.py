@@ -96,7 +96,7 @@ def test_two_forces_added_later_are_both_named() -> None:
     bond.addBond(0, 2, [])
     own.system.addForce(bond)
     own.system.addForce(on_the_angle())
-    with pytest.raises(InputError, match="CustomBondForce and CustomAngleForce was added"):
+    with pytest.raises(InputError, match="CustomBondForce and CustomAngleForce were added"):
         taken(own)
 
 
