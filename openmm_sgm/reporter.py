@@ -12,12 +12,13 @@ from typing import Any
 
 import mdtraj
 import numpy as np
-import openmm
 from openmm import app, unit
 
+from .agreement import context_system
 from .cvs import CollectiveVariable, as_cvs
 from .files import DAMAGE, read_arrays, read_json, replacing, write_atomically
-from .system import check_supported
+from .from_simulation import openmm_topology
+from .supported import check_supported
 from .units import InputError, one_line, strip_units
 
 __all__ = ["FrameReporter", "RecordedFrames", "load_frames"]
@@ -134,7 +135,9 @@ class _Writer:
 
     def begin(self, simulation: app.Simulation) -> None:
         """Check the simulation, make the folder, and write the header or compare with the one that is there."""
-        check_supported(simulation.topology, simulation.system, self.cvs)
+        topology = openmm_topology(simulation.topology)
+        positions = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+        self.tied = check_supported(topology, context_system(simulation), self.cvs, positions)
         particles = range(simulation.system.getNumParticles())
         header = {
             "schema_version": SCHEMA_VERSION,
@@ -159,9 +162,7 @@ class _Writer:
         except OSError as error:
             raise InputError(f"frames cannot be written to {self.folder}: {error.strerror}") from None
         self.number = max((_number(file) for file in _shards(self.folder)), default=-1) + 1
-        forces = simulation.system.getForces()
-        self.tied = any(isinstance(force, openmm.CustomExternalForce) for force in forces)
-        self.topology = mdtraj.Topology.from_openmm(simulation.topology)
+        self.topology = mdtraj.Topology.from_openmm(topology)
 
     def add(self, **frame: Any) -> None:
         self.frames.append(frame)

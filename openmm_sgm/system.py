@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
@@ -16,30 +17,27 @@ import openmm
 from openmm import app, unit
 from scipy.spatial.transform import Rotation
 
-from .cvs import CollectiveVariable, ExpressionCV, Position, Torsion, as_cvs
+from .cvs import CollectiveVariable, ExpressionCV, Torsion, as_cvs
+from .dynamics import DEFAULT_FRICTION_PER_PS
+from .forces import default_parameters, describe_forces, parameter_names, without_forces
+from .from_simulation import read_simulation
+from .place import switched_off
 from .stereo import Stereo, stiff_bonds
+from .supported import bonded_pairs, check_size_and_box, check_supported, constraints_of, particle_masses
 from .units import TEMPERATURES_K, InputError, check_range, strip_units
 from .velocities import INTEGRATORS, IntegratorKind
 
-__all__ = ["MolecularSystem", "bin_counts", "check_supported"]
+__all__ = ["MolecularSystem", "bin_counts"]
 
 PERIODIC_BINS = 36
 BINS = 40
 MOST_BINS, MOST_BINS_ALONG = 4_000_000, 10_000
 MOST_WINDOWS = 100_000
 """Of the grid over all CVs together."""
-DEFAULT_FRICTION_PER_PS = 1.0
-TEMPERATURE_TOLERANCE_K = 0.01
 CV_TOLERANCE = 2e-3
 """Largest difference of mdtraj's and OpenMM's value of a CV, relative to 1 + |value|; mdtraj is in single precision."""
 FORCE_GROUPS = 32
 CHUNK = 10_000
-_BAROSTATS = (
-    openmm.MonteCarloBarostat,
-    openmm.MonteCarloAnisotropicBarostat,
-    openmm.MonteCarloMembraneBarostat,
-    openmm.MonteCarloFlexibleBarostat,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +82,7 @@ class MolecularSystem:
             object.__setattr__(self, field, value)
 
         put("cvs", as_cvs(self.cvs))
-        check_supported(self.topology, self.system, self.cvs)
+        check_size_and_box(self.topology, self.system, self.cvs)
         positions = np.array(strip_units(self.positions, unit.nanometer), dtype=np.float64)
         expected = (self.system.getNumParticles(), 3)
         if positions.shape != expected or not np.isfinite(positions).all():
@@ -108,7 +106,10 @@ class MolecularSystem:
             put(field, value)
         if self.integrator not in INTEGRATORS:
             raise InputError(f"the integrator must be one of {', '.join(INTEGRATORS)}, got {self.integrator!r}")
-        put("system", _without_andersen(self.system))
+        if self.n_atoms > 1 and not np.ptp(positions, axis=0).any() and not _has_external_force(self.system):
+            raise InputError("all atoms are at one place: set the positions of the simulation first")
+        put("system", _without_what_does_nothing(self.system, positions))
+        put("tied", check_supported(self.topology, self.system, self.cvs, positions))
         self._check_cvs_agree()
         self._check_start()
 
@@ -119,52 +120,40 @@ class MolecularSystem:
         temperature: Any = None,
         bins: Sequence[int] | int | None = None,
         name: str = "user",
+        time_step: Any = None,
     ) -> MolecularSystem:
         """Return the system of a user's `Simulation`, which is read and not changed.
 
-        Positions and context parameters are the context's current ones, time step and friction the integrator's (an
-        integrator without friction stands for 1/ps). A BrownianIntegrator stands for itself, any other for a
-        LangevinMiddleIntegrator. The temperature comes from the integrator or an AndersenThermostat, and must be given
-        where neither has one.
+        Positions and context parameters are the context's current ones, the forces those of the integrator's force
+        groups, time step and friction the integrator's (an integrator without friction stands for 1/ps). A
+        BrownianIntegrator stands for itself, others for a LangevinMiddleIntegrator if they sample the same ensemble,
+        see `read_integrator`. The temperature comes from the integrator or an AndersenThermostat, and must be given
+        where neither has one. A bias that is in the system already is part of the physics; a warning names it.
+
+        Parameters
+        ----------
+        temperature : Quantity or K
+        time_step : Quantity or fs, instead of the integrator's; needed where that one varies
 
         Raises
         ------
         InputError
-            without a temperature, with contradicting temperatures, or where `check_supported` says no.
+            without a temperature, with contradicting temperatures, with an integrator of another physics, where the
+            context computes other energies than the system, or where `check_supported` says no.
         """
         cvs = as_cvs(cvs)
-        check_supported(simulation.topology, simulation.system, cvs)
-        integrator, context = simulation.integrator, simulation.context
-        known = dict(_thermostats(simulation))
-        if temperature is not None:
-            known["the temperature given"] = float(strip_units(temperature, unit.kelvin))
-        if not known:
-            raise InputError(
-                f"{type(integrator).__name__} has no thermostat: give a temperature, or use LangevinMiddleIntegrator"
-            )
-        if max(known.values()) - min(known.values()) > TEMPERATURE_TOLERANCE_K:
-            listed = " and ".join(f"{value:g} K ({source})" for source, value in known.items())
-            raise InputError(f"temperatures contradict each other: {listed}")
-        time_step = integrator.getStepSize().value_in_unit(unit.femtosecond)
-        if time_step <= 0:
-            raise InputError(f"the time step of {type(integrator).__name__} must be set before it can be used")
-        friction = getattr(integrator, "getFriction", None)
-        system = copy.deepcopy(simulation.system)
-        parameters = dict(context.getParameters())
-        for force in system.getForces():
-            _set_default_parameters(force, parameters)
-        state = context.getState(positions=True)
+        read = read_simulation(simulation, cvs, temperature, time_step)
         return MolecularSystem(
             name=name,
-            topology=simulation.topology,
-            system=system,
-            positions=state.getPositions(asNumpy=True).value_in_unit(unit.nanometer),
+            topology=read.topology,
+            system=read.system,
+            positions=read.positions,
             cvs=cvs,
-            temperature_k=next(iter(known.values())),
-            time_step_fs=time_step,
-            friction_per_ps=strip_units(friction(), unit.picosecond**-1) if friction else DEFAULT_FRICTION_PER_PS,
+            temperature_k=read.temperature_k,
+            time_step_fs=read.time_step_fs,
+            friction_per_ps=read.friction_per_ps,
             bins=bin_counts(bins, cvs),
-            integrator="brownian" if isinstance(integrator, openmm.BrownianIntegrator) else "langevin_middle",
+            integrator=read.integrator,
         )
 
     @property
@@ -172,10 +161,10 @@ class MolecularSystem:
         """Particles of the system, virtual sites included."""
         return self.system.getNumParticles()
 
-    @property
+    @cached_property
     def tied(self) -> bool:
-        """Whether a CustomExternalForce ties the particles to a place: Cartesian coordinates are sampled then."""
-        return _is_tied(self.system)
+        """Whether forces tie the particles to a place: Cartesian coordinates are sampled then."""
+        return check_supported(self.topology, self.system, self.cvs, self.positions)
 
     @cached_property
     def mdtraj_topology(self) -> mdtraj.Topology:
@@ -198,17 +187,17 @@ class MolecularSystem:
     @cached_property
     def masses(self) -> np.ndarray:
         """float64, shape (n_atoms,), amu; 0 for virtual sites."""
-        return _masses(self.system)
+        return particle_masses(self.system)
 
     @cached_property
     def bonds(self) -> np.ndarray:
         """int64, shape (n_bonds, 2)."""
-        return _bonds(self.topology)
+        return bonded_pairs(self.topology)
 
     @cached_property
     def constraints(self) -> tuple[tuple[int, int, float], ...]:
         """(i, j, distance in nm) of every constraint."""
-        return _constraints(self.system)
+        return constraints_of(self.system)
 
     @cached_property
     def physical_xml(self) -> str:
@@ -252,7 +241,7 @@ class MolecularSystem:
         if not free:
             raise InputError(f"all {FORCE_GROUPS} force groups are in use: leave one free for the umbrellas")
         group = max(free)
-        taken = {name for force in system.getForces() for name in _parameter_names(force)}
+        taken = {name for force in system.getForces() for name in parameter_names(force)}
         stem = "sgm"
         while any(name.startswith(stem) for name in taken):
             stem += "_"
@@ -291,8 +280,6 @@ class MolecularSystem:
 
     def _check_cvs_agree(self) -> None:
         """Refuse a CV whose mdtraj function and OpenMM force differ at the starting positions, or one given twice."""
-        if self.n_atoms > 1 and not self.tied and not np.ptp(self.positions, axis=0).any():
-            raise InputError("all atoms are at one place: set the positions of the simulation first")
         forces = [openmm.XmlSerializer.serialize(cv.force()) for cv in self.cvs]
         for k, cv in enumerate(self.cvs):
             if forces[k] in forces[:k]:
@@ -335,120 +322,6 @@ class MolecularSystem:
                 )
 
 
-def check_supported(topology: app.Topology, system: openmm.System, cvs: Sequence[CollectiveVariable]) -> None:
-    """Refuse what the method cannot treat, at constant temperature: supported is one bonded molecule in free space.
-
-    Virtual sites may be attached to it. A CMMotionRemover is harmless: it acts on no internal coordinate. Particles
-    that a CustomExternalForce ties to a place are supported as well, bonded or not.
-
-    Raises
-    ------
-    InputError
-        for a barostat, periodic boundary conditions, a topology without bonds or of another size, several pieces,
-        particles without mass that are no virtual sites, constraints other than on bonds, a CV on atoms that do not
-        exist; and in a tied system for constraints, virtual sites or a CMMotionRemover.
-    """
-    as_cvs(cvs)
-    n = system.getNumParticles()
-    for force in system.getForces():
-        if isinstance(force, _BAROSTATS):
-            raise InputError(f"constant volume (NVT) is meant: remove the barostat ({type(force).__name__})")
-    if system.usesPeriodicBoundaryConditions():
-        raise InputError(
-            "periodic boundary conditions are not supported yet: use NoCutoff (vacuum or implicit solvent)"
-        )
-    if topology.getNumAtoms() != n:
-        raise InputError(f"the topology has {topology.getNumAtoms()} atoms and the system {n} particles")
-    for cv in cvs:
-        if cv.atoms and max(cv.atoms) >= n:
-            raise InputError(
-                f"CV '{cv.name}' asks for atom {max(cv.atoms)}, but the system has {n} atoms, counted from 0"
-            )
-    if _is_tied(system):
-        _check_tied(system)
-        return
-    for cv in cvs:
-        if isinstance(cv, Position):
-            raise InputError(
-                f"CV '{cv.name}' is a position, which a molecule in free space does not keep: tie the system to a "
-                "place with a CustomExternalForce, or choose an internal coordinate"
-            )
-    bonds = _bonds(topology)
-    if not len(bonds):
-        raise InputError("the topology has no bonds: give a PDB of standard residues, CONECT records, or add bonds")
-    masses = _masses(system)
-    _check_masses(system, masses)
-    pieces = _count_pieces(masses, bonds)
-    if pieces > 1:
-        raise InputError(
-            f"the atoms form {pieces} pieces, but one bonded molecule (virtual sites may be attached) is supported"
-        )
-    bonded = {frozenset(pair) for pair in bonds.tolist()}
-    for i, j, _ in _constraints(system):
-        if frozenset((i, j)) not in bonded:
-            raise InputError(
-                f"atoms {i} and {j} are constrained but not bonded (a rigid angle or rigid water): "
-                "only bonds may be constrained, as with constraints = 'HBonds'"
-            )
-
-
-def _check_masses(system: openmm.System, masses: np.ndarray) -> None:
-    for i, mass in enumerate(masses):
-        if mass == 0 and not system.isVirtualSite(i):
-            raise InputError(f"particle {i} has no mass and is no virtual site: frozen atoms are not supported")
-
-
-def _check_tied(system: openmm.System) -> None:
-    """Refuse what cannot be sampled in Cartesian coordinates."""
-    _check_masses(system, _masses(system))
-    if any(system.isVirtualSite(i) for i in range(system.getNumParticles())):
-        raise InputError("virtual sites are not supported in a system that a CustomExternalForce ties to a place")
-    if system.getNumConstraints():
-        raise InputError("constraints are not supported in a system that a CustomExternalForce ties to a place")
-    if any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces()):
-        raise InputError("a system that a CustomExternalForce ties to a place must have no CMMotionRemover")
-
-
-# Small readers of OpenMM objects
-
-
-def _is_tied(system: openmm.System) -> bool:
-    return any(isinstance(force, openmm.CustomExternalForce) for force in system.getForces())
-
-
-def _masses(system: openmm.System) -> np.ndarray:
-    return np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
-
-
-def _bonds(topology: app.Topology) -> np.ndarray:
-    pairs = [(bond.atom1.index, bond.atom2.index) for bond in topology.bonds()]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
-
-
-def _constraints(system: openmm.System) -> tuple[tuple[int, int, float], ...]:
-    found = (system.getConstraintParameters(k) for k in range(system.getNumConstraints()))
-    return tuple((i, j, distance.value_in_unit(unit.nanometer)) for i, j, distance in found)
-
-
-def _count_pieces(masses: np.ndarray, bonds: np.ndarray) -> int:
-    """Return the number of connected pieces of the bond graph of atoms with mass."""
-    left = set(np.flatnonzero(masses > 0).tolist())
-    neighbours: dict[int, list[int]] = {i: [] for i in left}
-    for i, j in bonds.tolist():
-        if i in left and j in left:
-            neighbours[i].append(j)
-            neighbours[j].append(i)
-    pieces = 0
-    while left:
-        pieces += 1
-        stack = [left.pop()]
-        while stack:
-            reached = left.intersection(neighbours[stack.pop()])
-            left -= reached
-            stack.extend(reached)
-    return pieces
-
-
 def bin_counts(bins: Sequence[int] | int | None, cvs: Sequence[CollectiveVariable]) -> tuple[int, ...]:
     """Return bins per CV from one number for all, one per CV, or nothing."""
     if bins is None or (np.ndim(bins) and not np.size(bins)):
@@ -466,40 +339,19 @@ def bin_counts(bins: Sequence[int] | int | None, cvs: Sequence[CollectiveVariabl
     return result
 
 
-def _without_andersen(system: openmm.System) -> openmm.System:
-    """Return a copy without AndersenThermostat forces."""
-    system = copy.deepcopy(system)
-    for k in reversed(range(system.getNumForces())):
-        if isinstance(system.getForce(k), openmm.AndersenThermostat):
-            system.removeForce(k)
-    return system
+def _without_what_does_nothing(system: openmm.System, positions: np.ndarray) -> openmm.System:
+    """Return a copy without AndersenThermostat forces, and without restraints to a place that are switched off."""
+    off = switched_off(system, positions)
+    if off:
+        now = {name: value for k in off for name, value in default_parameters(system.getForce(k)).items()}
+        zero = f" with {', '.join(f'{name} = {value:g}' for name, value in now.items())}" if now else ""
+        warnings.warn(
+            f"{describe_forces(system, off)} is 0 at all places{zero} and is left out: the molecule is sampled as one "
+            "that nothing ties to a place by it",
+            stacklevel=4,
+        )
+    return without_forces(system, lambda k, force: k in off or isinstance(force, openmm.AndersenThermostat))
 
 
-def _thermostats(simulation: app.Simulation) -> Iterator[tuple[str, float]]:
-    """Yield (what sets it, temperature in K) of everything in a simulation that sets a temperature."""
-    integrator = simulation.integrator
-    if hasattr(integrator, "getTemperature"):
-        try:
-            temperature = strip_units(integrator.getTemperature(), unit.kelvin)
-        except openmm.OpenMMException:  # a NoseHooverIntegrator without a chain on the whole system
-            temperature = 0.0
-        if temperature > 0:
-            yield type(integrator).__name__, temperature
-    if any(isinstance(force, openmm.AndersenThermostat) for force in simulation.system.getForces()):
-        yield "AndersenThermostat", simulation.context.getParameter(openmm.AndersenThermostat.Temperature())
-
-
-def _parameter_names(force: openmm.Force) -> list[str]:
-    if not hasattr(force, "getNumGlobalParameters"):
-        return []
-    return [force.getGlobalParameterName(k) for k in range(force.getNumGlobalParameters())]
-
-
-def _set_default_parameters(force: openmm.Force, values: dict[str, float]) -> None:
-    """Make a context's current global parameters the defaults of a force, and of those inside a CustomCVForce."""
-    for k, name in enumerate(_parameter_names(force)):
-        if name in values:
-            force.setGlobalParameterDefaultValue(k, values[name])
-    if isinstance(force, openmm.CustomCVForce):
-        for k in range(force.getNumCollectiveVariables()):
-            _set_default_parameters(force.getCollectiveVariable(k), values)
+def _has_external_force(system: openmm.System) -> bool:
+    return any(isinstance(force, openmm.CustomExternalForce) for force in system.getForces())

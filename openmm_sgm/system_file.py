@@ -12,6 +12,7 @@ import openmm
 from openmm import app, unit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .biases import forces_that_look_like_biases, warn_of_biases
 from .cvs import CV_KINDS, CollectiveVariable, as_cvs
 from .files import check_size, read_toml
 from .system import MolecularSystem, bin_counts
@@ -134,7 +135,9 @@ def _build_system(folder: Path, options: _SystemFile, topology: app.Topology, tr
         given = [key for key in _FORCE_FIELD_KEYS if getattr(options, key) is not None]
         if given:
             raise InputError(f"{', '.join(given)} belong to force_field; '{options.system}' has them already")
-        return read_system(inside(folder, options.system), trust)
+        system = read_system(inside(folder, options.system), trust)
+        warn_of_biases(system, forces_that_look_like_biases(system), stacklevel=3)
+        return system
     arguments: dict[str, Any] = {
         "nonbondedMethod": getattr(app, options.nonbonded_method or "NoCutoff"),
         "constraints": None if options.constraints in (None, "None") else getattr(app, options.constraints),

@@ -117,9 +117,12 @@ def _frozen(system: openmm.System) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_constrained, "constraints are not supported in a system that a CustomExternalForce ties"),
-        (_virtual, "virtual sites are not supported in a system"),
-        (lambda system: system.addForce(openmm.CMMotionRemover()), "must have no CMMotionRemover"),
+        (_constrained, "where constraints cannot be kept: build the system without constraints"),
+        (_virtual, "where virtual sites cannot be kept"),
+        (
+            lambda system: system.addForce(openmm.CMMotionRemover()),
+            "where a CMMotionRemover cannot be kept",
+        ),
         (_frozen, "particle 1 has no mass"),
     ],
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import openmm
 import pytest
+from openmm import app
 
 from openmm_sgm.executors import SerialExecutor, WorkerPool
 from openmm_sgm.platforms import assign_devices, choose_platform, platform_properties
@@ -95,3 +98,25 @@ def test_every_worker_has_a_device(platform: str) -> None:
 def test_the_choice_of_platform_times_it(alanine: MolecularSystem, platform: str) -> None:
     choice = choose_platform(alanine.system, alanine.positions, cache=None)
     assert choice.steps_per_second[platform] > 0
+
+
+@pytest.mark.parametrize("precision", ["single", "mixed"])
+def test_a_simulation_on_the_device_is_no_other_physics(
+    alanine: MolecularSystem, platform: str, precision: str
+) -> None:
+    """Rounding is no difference between context and copy, and the comparison leaves the context's state as it was."""
+    simulation = app.Simulation(
+        alanine.topology,
+        copy.deepcopy(alanine.system),
+        openmm.LangevinMiddleIntegrator(300, 1, 0.002),
+        openmm.Platform.getPlatformByName(platform),
+        {"Precision": precision},
+    )
+    simulation.context.setPositions(alanine.positions + np.array([40.0, -30.0, 20.0]))
+    simulation.context.setVelocitiesToTemperature(300, 1)
+    simulation.step(100)
+    before = simulation.context.getState(positions=True, velocities=True)
+    MolecularSystem.from_simulation(simulation, alanine.cvs)
+    after = simulation.context.getState(positions=True, velocities=True)
+    np.testing.assert_array_equal(after.getPositions(asNumpy=True)._value, before.getPositions(asNumpy=True)._value)
+    np.testing.assert_array_equal(after.getVelocities(asNumpy=True)._value, before.getVelocities(asNumpy=True)._value)

@@ -15,7 +15,8 @@ from conftest import REPOSITORY, energy, forces, reference_context
 from openmm import app, unit
 
 from openmm_sgm.cvs import RMSD, CustomCV, Distance, Torsion
-from openmm_sgm.system import MolecularSystem, check_supported
+from openmm_sgm.supported import check_supported
+from openmm_sgm.system import MolecularSystem
 from openmm_sgm.system_file import load_system
 from openmm_sgm.units import InputError
 from openmm_sgm.windows import WindowGrid
@@ -293,9 +294,9 @@ def test_contradicting_temperature(alanine):
 
 
 def test_time_step_that_is_not_set(alanine):
-    simulation = simulation_of(alanine, openmm.VariableLangevinIntegrator(300, 1, 0.001))
+    simulation = simulation_of(alanine, openmm.LangevinMiddleIntegrator(300, 1, 0.001))
     simulation.integrator.setStepSize(0.0)
-    with pytest.raises(InputError, match="time step of VariableLangevinIntegrator must be set"):
+    with pytest.raises(InputError, match="time step of LangevinMiddleIntegrator must be set"):
         MolecularSystem.from_simulation(simulation, alanine.cvs)
 
 
@@ -306,6 +307,12 @@ def _with(alanine: MolecularSystem, force: openmm.Force) -> tuple[app.Topology, 
     system = copy.deepcopy(alanine.system)
     system.addForce(force)
     return alanine.topology, system
+
+
+def _restraint() -> openmm.Force:
+    force = openmm.CustomExternalForce("100*(x^2+y^2+z^2)")
+    force.addParticle(0, [])
+    return force
 
 
 def _periodic(alanine: MolecularSystem) -> tuple[app.Topology, openmm.System]:
@@ -347,7 +354,10 @@ def _one_more_particle(alanine: MolecularSystem) -> tuple[app.Topology, openmm.S
 UNSUPPORTED = {
     "barostat": (lambda a: _with(a, openmm.MonteCarloBarostat(1, 300)), "NVT.*remove the barostat"),
     "periodic": (_periodic, "periodic boundary conditions are not supported yet"),
-    "position restraint": (lambda a: _with(a, openmm.CustomExternalForce("x^2")), "constraints are not supported"),
+    "position restraint": (
+        lambda a: _with(a, _restraint()),
+        r"here by CustomExternalForce\).*where constraints cannot be kept",
+    ),
     "no bonds": (_no_bonds, "the topology has no bonds"),
     "two pieces": (_two_pieces, "form 2 pieces, but one bonded molecule .* is supported"),
     "frozen atom": (_frozen, "particle 3 has no mass and is no virtual site"),
@@ -361,7 +371,7 @@ def test_unsupported_systems_are_refused(case, alanine):
     make, message = UNSUPPORTED[case]
     topology, system = make(alanine)
     with pytest.raises(InputError, match=message) as caught:
-        check_supported(topology, system, alanine.cvs)
+        check_supported(topology, system, alanine.cvs, alanine.positions)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=message):
         MolecularSystem("bad", topology, system, alanine.positions, alanine.cvs, 300.0)
