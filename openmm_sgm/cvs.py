@@ -34,6 +34,7 @@ __all__ = [
     "Torsion",
     "as_cvs",
     "from_bias_variable",
+    "strip_values",
 ]
 
 MAXIMUM_CVS = 3
@@ -41,6 +42,9 @@ MOST_WINDOWS = 10_000
 RESERVED_NAMES = ("free_energy_kj_mol", "std_error_kj_mol", "log_weight")
 Values = Callable[[mdtraj.Trajectory], np.ndarray]
 Unit = Literal["rad", "nm", ""]
+HALF_TURN = math.pi + 1e-6
+FULL_TURN = 2 * math.pi + 1e-6
+IN_RADIANS = "angles are in radians, or Quantities such as -60*openmm.unit.degrees"
 _UNITS: dict[str, units.Unit] = {"rad": units.radian, "nm": units.nanometer, "": units.dimensionless}
 
 
@@ -146,10 +150,18 @@ class CollectiveVariable(ABC):
         return self.wrap(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64))
 
     def strip_units(self, value: Any) -> float:
-        """Return a value of the CV, a number or a Quantity, as a number in `unit`, or raise `InputError`."""
+        """Return a value of the CV, a number or a Quantity, as a number in `unit`, or raise `InputError`.
+
+        A bare number for an angle that is larger than a full turn, and than all values of the CV, is one in degrees.
+        """
         number = _number(self.name, "a value", value, _UNITS[self.unit])
         if number is None:
             raise InputError(f"CV '{self.name}': a value is needed, got None")
+        if self.unit == "rad" and not units.is_quantity(value):
+            assert self.minimum is not None
+            assert self.maximum is not None
+            if abs(number) > max(FULL_TURN, abs(self.minimum), abs(self.maximum)):
+                raise InputError(f"CV '{self.name}': {number:g} is more than a full turn: {IN_RADIANS}")
         return number
 
     def strip_force_constant(self, value: Any) -> float:
@@ -643,6 +655,24 @@ def as_cvs(cvs: Sequence[CollectiveVariable]) -> tuple[CollectiveVariable, ...]:
     if len(set(names)) < len(names):
         raise InputError(f"CVs need different names, got {', '.join(names)}")
     return given
+
+
+def strip_values(cvs: Sequence[CollectiveVariable], values: Sequence[Any]) -> tuple[float, ...]:
+    """Return a value for each CV, numbers or Quantities, as numbers in their units, or raise `InputError`.
+
+    Bare numbers for several torsions that all lie beyond half a turn, as (5, -6) does, are ones in degrees: one of them
+    may be written so, from 0 to 2π, but where all are it is no accident.
+    """
+    numbers = tuple(cv.strip_units(value) for cv, value in zip(cvs, values, strict=True))
+    bare = [
+        number
+        for cv, value, number in zip(cvs, values, numbers, strict=True)
+        if cv.unit == "rad" and cv.period is not None and not units.is_quantity(value)
+    ]
+    if len(bare) > 1 and min(map(abs, bare)) > HALF_TURN:
+        listed = " and ".join(f"{number:g}" for number in bare)
+        raise InputError(f"the torsions {listed} are all beyond half a turn: {IN_RADIANS}")
+    return numbers
 
 
 def _atom_tuple(name: str, atoms: Iterable[int]) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ from openmm_sgm.cvs import (
     Torsion,
     as_cvs,
     from_bias_variable,
+    strip_values,
 )
 from openmm_sgm.system import MolecularSystem
 from openmm_sgm.units import InputError
@@ -311,3 +312,15 @@ def test_as_cvs():
         as_cvs(["phi"])
     with pytest.raises(InputError, match="must be a list of collective variables, got Torsion"):
         as_cvs(phi)
+
+
+def test_a_full_turn_is_the_limit_unless_the_range_is_wider() -> None:
+    """Of an angle that is not periodic, and of one whose range goes beyond a turn, as a sum of torsions may."""
+    angle = Angle("a", (0, 1, 2), 1.0, 2.8)
+    with pytest.raises(InputError, match=r"CV 'a': 109.5 is more than a full turn: .* radians, or Quantities"):
+        angle.strip_units(109.5)
+    assert angle.strip_units(109.5 * unit.degree) == pytest.approx(np.radians(109.5))
+    wound = ExpressionCV("wound", (0,), "x1", -20, 20, unit="rad")
+    assert wound.strip_units(-15) == -15
+    assert Distance("r", (0, 1), 0, 100).strip_units(90) == 90
+    assert strip_values([angle, wound], [4.0, 5.0]) == (4.0, 5.0)  # neither is a torsion

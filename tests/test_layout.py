@@ -68,6 +68,7 @@ ORDER = (
     "explore",
     "guidance",
     "unbiased",
+    "same_simulation",
     "sampler",
     "runfolder",
     "pretrain",

@@ -409,6 +409,27 @@ def test_another_molecule_or_temperature_is_refused(
             act()
 
 
+def test_moves_are_made_in_the_sampler_s_ensemble_alone(sampler: sgm.ScoreSampler) -> None:
+    """`step` and `reseed` asked the integrator alone for its temperature, and nothing for constraints."""
+    reference = openmm.Platform.getPlatformByName("Reference")
+    simulations = {}
+    for name in ("400 K", "constrained to"):
+        rigid = name == "constrained to"
+        molecule = triatomic(constrained=rigid, cvs=(sgm.Angle("theta", (0, 1, 2), 1.0, 2.8),) if rigid else None)
+        if name == "400 K":
+            molecule.system.addForce(openmm.AndersenThermostat(400, 1))
+        simulations[name] = app.Simulation(
+            molecule.topology, molecule.system, openmm.VerletIntegrator(0.001), reference
+        )
+        simulations[name].context.setPositions(molecule.positions)
+    for name, other in simulations.items():
+        with pytest.raises(sgm.InputError, match=name):
+            sampler.step(other, 10)
+        with pytest.raises(sgm.InputError, match=name):
+            sampler.reseed(other, {"r": 0.13})
+        assert other.currentStep == 0
+
+
 def test_what_is_no_simulation_or_has_no_positions_is_refused() -> None:
     ready = triatomic_simulation()
     with pytest.raises(sgm.InputError, match="Simulation is needed, got Context"):
