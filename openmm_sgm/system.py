@@ -16,6 +16,7 @@ import openmm
 from openmm import app, unit
 from scipy.spatial.transform import Rotation
 
+from .cv_checks import check_bonds_and_lines, refuse_constant
 from .cvs import CollectiveVariable, ExpressionCV, Position, as_cvs
 from .units import InputError, strip_units
 from .velocities import INTEGRATORS, IntegratorKind
@@ -62,7 +63,8 @@ class MolecularSystem:
     Raises
     ------
     InputError
-        see `check_supported`; also if a CV's mdtraj value and OpenMM force disagree at `positions`.
+        see `check_supported`; also if a CV's mdtraj value and OpenMM force disagree at `positions`, or it can have no
+        value or no other one, see `cv_checks`.
     """
 
     name: str
@@ -100,7 +102,9 @@ class MolecularSystem:
         if self.integrator not in INTEGRATORS:
             raise InputError(f"the integrator must be one of {', '.join(INTEGRATORS)}, got {self.integrator!r}")
         put("system", _without_andersen(self.system))
+        check_bonds_and_lines(self.topology, self.system, positions, self.cvs)
         self._check_cvs_agree()
+        refuse_constant(self.constraints, positions, self.cvs, lambda x: self.cv_gradients(x, range(len(self.cvs))))
         self._check_start()
 
     @staticmethod

@@ -17,6 +17,7 @@ ORDER = (
     "frames",
     "expressions",
     "cvs",
+    "cv_checks",
     "velocities",
     "diffusion_maps",
     "features",
