@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import mdtraj
 import numpy as np
+import openmm
 from openmm import app, unit
 
 from .rotatable import first_heavy, rotatable_bonds
@@ -32,7 +37,13 @@ class TorsionChoice(NamedTuple):
 
 
 def new_system(
-    folder: Path, pdb: Path, *, force_field: str = FORCE_FIELD, solvent: str = "vacuum", add_hydrogens: bool = False
+    folder: Path,
+    pdb: Path,
+    *,
+    force_field: str = FORCE_FIELD,
+    solvent: str = "vacuum",
+    add_hydrogens: bool = False,
+    seed: int = 0,
 ) -> list[TorsionChoice]:
     """Write a system folder for a molecule, and return its torsions, those that were taken as CVs first.
 
@@ -46,11 +57,13 @@ def new_system(
     force_field : a name of OpenMM's, or a file, which is copied
     solvent : "vacuum" or "obc" (generalised Born; with the AMBER force fields)
     add_hydrogens : at pH 7; they are added anyway where there are none
+    seed : of the places where hydrogens are put first, before their energy is minimised
 
     Raises
     ------
     InputError
-        where the file cannot be read, the force field does not fit it, or it has no torsion; nothing is left behind.
+        where the file cannot be read or has no bonds, the force field does not fit it, or it has no torsion; nothing is
+        left behind.
     """
     if solvent not in SOLVENTS:
         raise InputError(f"solvent must be one of {', '.join(SOLVENTS)}, got '{solvent}'")
@@ -58,6 +71,11 @@ def new_system(
         structure = app.PDBFile(str(pdb))
     except Exception as error:  # the reader raises whatever the first broken field leads to
         raise InputError(f"{pdb} cannot be read as a PDB file: {one_line(error)}") from None
+    if not structure.topology.getNumBonds():
+        raise InputError(
+            f"{pdb} has no bonds: its residues are none that OpenMM knows, so give them CONECT records, or write "
+            "system.toml by hand"
+        )
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -69,9 +87,8 @@ def new_system(
         topology, positions = structure.topology, structure.positions
         added = add_hydrogens or not any(atom.element is app.element.hydrogen for atom in topology.atoms())
         if added:
-            topology, positions = _with_hydrogens(folder, files, topology, positions)
-        with (folder / "topology.pdb").open("w") as file:
-            app.PDBFile.writeFile(topology, positions, file, keepIds=True)
+            topology, positions = _with_hydrogens(folder, files, topology, positions, seed)
+        _write_structure(folder / "topology.pdb", topology, positions)
         torsions = torsions_to_choose_from(topology)
         if not torsions:
             raise InputError(f"{pdb} holds no torsion about a rotatable bond: write system.toml with other CVs by hand")
@@ -93,13 +110,61 @@ def _force_field_file(folder: Path, name: str) -> str:
     return name
 
 
+def _write_structure(path: Path, topology: app.Topology, positions: unit.Quantity) -> None:
+    """Write a PDB file from which the same bonds are read again.
+
+    OpenMM's writer has CONECT records for bonds of residues that it does not know, and for disulfides. Whatever else
+    its reader does not find by itself, such as the bond that closes a cyclic peptide, is added here.
+    """
+
+    def write(records: list[str]) -> None:
+        header = io.StringIO()
+        app.PDBFile.writeHeader(topology, header)
+        with path.open("w") as file:
+            # without the date, so that the same molecule is the same file
+            file.writelines(line for line in header.getvalue().splitlines(True) if not line.startswith("REMARK"))
+            app.PDBFile.writeModel(topology, positions, file, keepIds=True)
+            file.writelines(records)
+            app.PDBFile.writeFooter(topology, file)
+
+    write([])
+    bonds = _bonds(topology)
+    lacking = bonds - _bonds(app.PDBFile(str(path)).topology)
+    if lacking:
+        numbers = [line[6:11] for line in path.read_text().splitlines() if line.startswith(("ATOM  ", "HETATM"))]
+        write([f"CONECT{numbers[i]}{numbers[j]}\n" for i, j in sorted(lacking)])
+    if _bonds(app.PDBFile(str(path)).topology) != bonds:
+        raise InputError(
+            "this molecule's bonds cannot be kept in a PDB file: write a system folder by hand, with a .cif file or a "
+            "system.xml"
+        )
+
+
+def _bonds(topology: app.Topology) -> set[tuple[int, int]]:
+    """Return the bonds as ascending pairs of indices."""
+    return {(min(pair), max(pair)) for pair in ((bond.atom1.index, bond.atom2.index) for bond in topology.bonds())}
+
+
+@contextlib.contextmanager
+def _random_from(seed: int) -> Iterator[None]:
+    """Within, Python's `random`, from which OpenMM's Modeller draws, begins at a seed; then it goes on as before."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 def _with_hydrogens(
-    folder: Path, files: list[str], topology: app.Topology, positions: unit.Quantity
+    folder: Path, files: list[str], topology: app.Topology, positions: unit.Quantity, seed: int
 ) -> tuple[app.Topology, unit.Quantity]:
+    """Return the molecule with hydrogens, the same for the same seed: minimised on the one platform that is so."""
     try:
         forces = app.ForceField(*(str(folder / name) if (folder / name).is_file() else name for name in files))
         modeller = app.Modeller(topology, positions)
-        modeller.addHydrogens(forces)
+        with _random_from(seed):
+            modeller.addHydrogens(forces, platform=openmm.Platform.getPlatformByName("Reference"))
     except Exception as error:
         raise InputError(f"hydrogens cannot be added with {' + '.join(files)}: {one_line(error)}") from None
     return modeller.topology, modeller.positions

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import openmm
 import pytest
 from analytic import BOND_NM, triatomic
+from conftest import REPOSITORY
 from openmm import app
 
+from openmm_sgm.cli import main
 from openmm_sgm.cv_checks import refuse_constant
 from openmm_sgm.cvs import Angle, CollectiveVariable, ContactNumber, Distance, ExpressionCV, RadiusOfGyration, Torsion
 from openmm_sgm.system import MolecularSystem
@@ -118,3 +122,14 @@ def test_an_angle_of_a_rigid_triangle_is_constant() -> None:
     with pytest.raises(InputError, match="'theta' never changes"):
         refuse_constant(triangle, molecule.positions, molecule.cvs, lambda x: molecule.cv_gradients(x, [0]))
     refuse_constant(triangle[:2], molecule.positions, molecule.cvs, lambda x: molecule.cv_gradients(x, [0]))
+
+
+def test_the_command_line_tells_it_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(REPOSITORY / "systems" / "alanine_dipeptide_vacuum", folder)
+    text = (folder / "system.toml").read_text()
+    (folder / "system.toml").write_text(text.replace("atoms = [4, 6, 8, 14]", "atoms = [5, 7, 9, 15]"))
+    assert main(["run", str(folder), "--output", str(tmp_path / "out"), "--force-evaluations", "1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("warning: CV 'phi': atoms 5, 7, 9, 15 are not bonded in a row")
