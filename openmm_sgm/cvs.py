@@ -118,6 +118,10 @@ class CollectiveVariable(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, atoms={self.atoms})"
 
+    def for_system(self, n_atoms: int) -> CollectiveVariable:
+        """Return the CV in a system of so many atoms: itself, but for what must know their number."""
+        return self
+
     @abstractmethod
     def force(self) -> openmm.Force:
         """Return a new force whose energy, as a number in kJ/mol, is the value of the CV."""
@@ -362,7 +366,7 @@ class RadiusOfGyration(_RangedCV):
         return force
 
     def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
-        return mdtraj.compute_rg(trajectory.atom_slice(self.atoms))
+        return mdtraj.compute_rg(trajectory.atom_slice(sorted(self.atoms)))
 
 
 class RMSD(_RangedCV):
@@ -372,7 +376,8 @@ class RMSD(_RangedCV):
 
     Parameters
     ----------
-    reference : shape (n_atoms, 3), nm or a Quantity; positions of all atoms of the system, of which `atoms` are used
+    reference : nm or a Quantity; positions of all atoms of the system, shape (n_atoms, 3), of which `atoms` are used,
+        or of `atoms` alone, in their order, shape (len(atoms), 3)
     """
 
     _unit: Unit = "nm"
@@ -394,23 +399,38 @@ class RMSD(_RangedCV):
         self.reference = np.array(strip_units(reference, units.nanometer), dtype=np.float64)
         if self.reference.ndim != 2 or self.reference.shape[1] != 3 or not np.isfinite(self.reference).all():
             raise InputError(f"CV '{name}': the reference must be finite positions of shape (n_atoms, 3) in nm")
-        if len(self.reference) <= max(self.atoms):
+        if len(self.reference) <= max(self.atoms) and len(self.reference) != len(self.atoms):
             raise InputError(
-                f"CV '{name}': the reference must hold all atoms of the system, but has {len(self.reference)} "
-                f"and atom {max(self.atoms)} is asked for"
+                f"CV '{name}': the reference must hold all atoms of the system or the {len(self.atoms)} of the CV, but "
+                f"has {len(self.reference)} and atom {max(self.atoms)} is asked for"
             )
 
+    def for_system(self, n_atoms: int) -> RMSD:
+        if len(self.reference) == n_atoms or len(self.reference) != len(self.atoms) or max(self.atoms) >= n_atoms:
+            return self
+        whole = copy.copy(self)
+        whole.reference = np.zeros((n_atoms, 3))
+        whole.reference[list(self.atoms)] = self.reference
+        return whole
+
     def force(self) -> openmm.Force:
+        if len(self.reference) <= max(self.atoms):
+            raise InputError(
+                f"CV '{self.name}': OpenMM's RMSDForce must know how many atoms the system has: take the force of "
+                "for_system(n_atoms), or give a reference with all atoms"
+            )
         return openmm.RMSDForce(self.reference, self.atoms)
 
     def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
-        if trajectory.n_atoms != len(self.reference):
+        whole = self.for_system(trajectory.n_atoms).reference
+        if trajectory.n_atoms != len(whole):
             raise InputError(
                 f"CV '{self.name}': the reference has {len(self.reference)} atoms and the system {trajectory.n_atoms}"
             )
         # precentered would mean all atoms, not `atoms`; and mdtraj centres its arguments, so it gets slices (copies).
-        target = trajectory.atom_slice(self.atoms)
-        selected = self.reference[list(self.atoms)]
+        order = sorted(self.atoms)  # in which mdtraj slices, whatever it is given
+        target = trajectory.atom_slice(order)
+        selected = whole[order]
         reference = mdtraj.Trajectory(selected - selected.mean(axis=0), target.topology)
         return mdtraj.rmsd(target, reference, parallel=False, precentered=False)
 
@@ -481,6 +501,7 @@ class ExpressionCV(CollectiveVariable):
     """An algebraic expression of the coordinates of its atoms, x1, y1, z1 of the first and so on, in nm.
 
     >>> ExpressionCV("angle", (0,), "atan2(y1, x1)", -1.5, 1.5, unit="rad")
+    >>> ExpressionCV("transfer", (3, 8, 12), "distance(p1, p2) - distance(p2, p3)", -0.2, 0.2, unit="nm")
 
     In free space it must not change when the molecule is moved or turned.
 
@@ -590,7 +611,10 @@ class CustomCV(CollectiveVariable):
         return copy.deepcopy(self._force)
 
     def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
-        return self._function(trajectory)
+        # A function may change what it is given: mdtraj.rmsd without atom_indices centres the frames in place.
+        own = trajectory.slice(slice(None), copy=False)
+        own.xyz = trajectory.xyz.copy()
+        return self._function(own)
 
 
 def from_bias_variable(

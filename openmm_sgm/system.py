@@ -82,7 +82,7 @@ class MolecularSystem:
         def put(field: str, value: Any) -> None:
             object.__setattr__(self, field, value)
 
-        put("cvs", as_cvs(self.cvs))
+        put("cvs", tuple(cv.for_system(self.system.getNumParticles()) for cv in as_cvs(self.cvs)))
         check_supported(self.topology, self.system, self.cvs)
         positions = np.array(strip_units(self.positions, unit.nanometer), dtype=np.float64)
         expected = (self.system.getNumParticles(), 3)
