@@ -18,7 +18,8 @@ from openmm import app, unit
 
 from .cvs import CollectiveVariable, as_cvs
 from .system import check_supported
-from .units import InputError, one_line, strip_units
+from .thermostats import temperature_of
+from .units import InputError, one_line
 
 __all__ = ["FrameReporter", "RecordedFrames", "load_frames"]
 
@@ -143,7 +144,7 @@ class _Writer:
             "cvs": [
                 {"name": cv.name, "kind": type(cv).__name__, "atoms": cv.atoms, "unit": cv.unit} for cv in self.cvs
             ],
-            "temperature_k": _temperature(simulation),
+            "temperature_k": temperature_of(simulation),
             "units": UNITS | {"cvs": "each CV's own"},
         }
         header = json.loads(json.dumps(header))
@@ -258,11 +259,3 @@ def _shards(folder: Path) -> list[Path]:
 
 def _number(path: Path) -> int:
     return int(path.stem.removeprefix("frames-"))
-
-
-def _temperature(simulation: app.Simulation) -> float | None:
-    """Return the integrator's temperature in K, None where it has none."""
-    if not hasattr(simulation.integrator, "getTemperature"):
-        return None
-    value = float(strip_units(simulation.integrator.getTemperature(), unit.kelvin))
-    return value if value > 0 else None

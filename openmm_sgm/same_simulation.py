@@ -14,9 +14,10 @@ from openmm import app, unit
 from scipy.spatial.transform import Rotation
 
 from .system import MolecularSystem
-from .units import BOLTZMANN_KJ_MOL_K, InputError, strip_units
+from .thermostats import parts_of, thermostats_of
+from .units import InputError
 
-__all__ = ["SameSimulation", "thermostats_of"]
+__all__ = ["SameSimulation"]
 
 TEMPERATURE_TOLERANCE_K = 1e-3
 LENGTH_TOLERANCE_NM = 1e-6
@@ -104,8 +105,9 @@ class SameSimulation:
                 )
         if found or not dynamics:
             return
-        names = [type(part).__name__ for part in _parts(simulation.integrator)]
-        if all(isinstance(part, openmm.CustomIntegrator) for part in _parts(simulation.integrator)):
+        parts = parts_of(simulation.integrator)
+        names = [type(part).__name__ for part in parts]
+        if all(isinstance(part, openmm.CustomIntegrator) for part in parts):
             warnings.warn(
                 f"the temperature of {' and '.join(names)} cannot be read: moves are made at {ours:g} K, so its "
                 "dynamics must be at that temperature",
@@ -152,33 +154,6 @@ class SameSimulation:
         }
         context = openmm.Context(self.molecule.system, openmm.VerletIntegrator(0.001), platform, properties)
         return _energies(context, -1, points)
-
-
-def thermostats_of(simulation: app.Simulation) -> Iterator[tuple[str, float]]:
-    """Yield (what sets it, temperature in K) of everything in a simulation that sets a temperature.
-
-    The integrator or the parts of a CompoundIntegrator, the chains of a NoseHooverIntegrator, the global variable kT
-    of a CustomIntegrator (OpenMM's own and openmmtools' have it), and AndersenThermostat forces by their parameter.
-    """
-    for part in _parts(simulation.integrator):
-        name = type(part).__name__
-        if isinstance(part, openmm.NoseHooverIntegrator):
-            for k in range(part.getNumThermostats()):
-                yield name, strip_units(part.getThermostat(k).getTemperature(), unit.kelvin)
-        elif hasattr(part, "getTemperature"):
-            yield name, strip_units(part.getTemperature(), unit.kelvin)
-        elif isinstance(part, openmm.CustomIntegrator):
-            variables = [part.getGlobalVariableName(k) for k in range(part.getNumGlobalVariables())]
-            if "kT" in variables:
-                yield name, part.getGlobalVariableByName("kT") / BOLTZMANN_KJ_MOL_K
-    if any(isinstance(force, openmm.AndersenThermostat) for force in simulation.system.getForces()):
-        yield "AndersenThermostat", simulation.context.getParameter(openmm.AndersenThermostat.Temperature())
-
-
-def _parts(integrator: openmm.Integrator) -> list[openmm.Integrator]:
-    if isinstance(integrator, openmm.CompoundIntegrator):
-        return [integrator.getIntegrator(k) for k in range(integrator.getNumIntegrators())]
-    return [integrator]
 
 
 @contextlib.contextmanager

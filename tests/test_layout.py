@@ -19,6 +19,7 @@ ORDER = (
     "cvs",
     "cv_checks",
     "velocities",
+    "thermostats",
     "diffusion_maps",
     "features",
     "cv_functions",

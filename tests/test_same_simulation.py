@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import openmm
@@ -13,8 +14,9 @@ from openmm import app, unit
 from openmm.mtsintegrator import MTSLangevinIntegrator
 
 import openmm_sgm as sgm
-from openmm_sgm.same_simulation import SameSimulation, thermostats_of
+from openmm_sgm.same_simulation import SameSimulation
 from openmm_sgm.system import MolecularSystem
+from openmm_sgm.thermostats import temperature_of, thermostats_of
 
 REFERENCE = openmm.Platform.getPlatformByName("Reference")
 
@@ -204,3 +206,32 @@ def test_the_simulation_is_left_as_it_was() -> None:
     assert everything() == before
     assert simulation.currentStep == 7
     assert simulation.context.getTime() == 0.007 * unit.picosecond
+
+
+def test_frames_and_bursts_are_of_the_thermostat_s_temperature(tmp_path: Path) -> None:
+    """An AndersenThermostat was not seen: frames of 400 K were recorded as of no temperature, and a generator of 300 K
+    was trained from them; bursts took velocities of a temperature that the thermostat then changed."""
+    molecule = triatomic()
+    simulation = simulated(
+        molecule, openmm.VerletIntegrator(0.001), lambda system: system.addForce(openmm.AndersenThermostat(400, 1))
+    )
+    simulation.context.setVelocitiesToTemperature(400, 1)
+    simulation.reporters.append(sgm.FrameReporter(tmp_path, 5, molecule.cvs))
+    simulation.step(10)
+    simulation.reporters.pop().close()
+    assert sgm.load_frames(tmp_path).temperature_k == 400
+    starts, cvs = molecule.positions[None], molecule.cvs
+    with pytest.raises(sgm.InputError, match=r"400 K \(AndersenThermostat\) and 300 K \(the temperature given\)"):
+        sgm.run_bursts(simulation, starts, cvs, steps=10, interval=5, seed=1, temperature=300)
+    assert np.isfinite(sgm.run_bursts(simulation, starts, cvs, steps=10, interval=5, seed=1).values).all()
+    without = simulated(molecule, openmm.VerletIntegrator(0.001))
+    assert temperature_of(without) is None
+    with pytest.raises(sgm.InputError, match="VerletIntegrator has no temperature: give it as temperature="):
+        sgm.run_bursts(without, starts, cvs, steps=10, interval=5, seed=1)
+
+
+def test_a_thermostat_that_the_context_does_not_have_is_none() -> None:
+    molecule = triatomic()
+    simulation = simulated(molecule, openmm.VerletIntegrator(0.001))
+    simulation.system.addForce(openmm.AndersenThermostat(400, 1))
+    assert list(thermostats_of(simulation)) == []
