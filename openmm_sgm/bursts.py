@@ -14,8 +14,8 @@ from openmm import app, unit
 
 from .cvs import CollectiveVariable, as_cvs
 from .executors import SerialExecutor, run_units
+from .integrators import groups_of, temperature_of
 from .platforms import platform_properties
-from .thermostats import temperature_of
 from .units import InputError, one_line, strip_units
 from .velocities import draw_velocities
 
@@ -175,7 +175,7 @@ def _run_unit(work: _Unit) -> tuple[np.ndarray, int, dict[int, str]]:
             context.applyConstraints(CONSTRAINT_TOLERANCE)
             context.computeVirtualSites()
             if work.temperature_k is not None:
-                groups = integrator.getIntegrationForceGroups()
+                groups = groups_of(integrator)
                 evaluations += draw_velocities(context, work.temperature_k, rng, groups)
             for time in range(n_times):
                 if time:

@@ -17,8 +17,8 @@ import numpy as np
 from openmm import app, unit
 
 from .cvs import CollectiveVariable, as_cvs
+from .integrators import temperature_of
 from .system import check_supported
-from .thermostats import temperature_of
 from .units import InputError, one_line
 
 __all__ = ["FrameReporter", "RecordedFrames", "load_frames"]

@@ -13,8 +13,8 @@ import openmm
 from openmm import app, unit
 from scipy.spatial.transform import Rotation
 
+from .integrators import groups_of, parts_of, thermostats_of
 from .system import MolecularSystem
-from .thermostats import parts_of, thermostats_of
 from .units import InputError
 
 __all__ = ["SameSimulation"]
@@ -67,7 +67,7 @@ class SameSimulation:
         self._check_masses(simulation.system)
         self._check_constraints(simulation.system)
         self._check_temperature(simulation, dynamics)
-        context, groups = simulation.context, simulation.integrator.getIntegrationForceGroups()
+        context, groups = simulation.context, groups_of(simulation.integrator)
         known = (weakref.ref(context), groups, dict(context.getParameters()))
         if self._compared != known:
             self._check_energies(context, groups, configurations)

@@ -26,6 +26,7 @@ from .generator import Generator, Samples
 from .hidden import HiddenStates
 from .importance import Draws, effective_sample_size, pareto_shape
 from .inject import metropolis_chain
+from .integrators import groups_of
 from .journal import Journal, JournalExecutor
 from .lifting import Lifted, ScoreLifting
 from .mbar import mbar_free_energies
@@ -559,7 +560,7 @@ class ScoreSampler:
         self._check_is_ours(simulation, dynamics=False)
         mover = self._moves()
         label = self._label(values)
-        groups = simulation.integrator.getIntegrationForceGroups()
+        groups = groups_of(simulation.integrator)
         rng = np.random.default_rng(self._seeds.spawn(1)[0])
         configuration, effective = mover.draw_at(simulation.context, groups, label, RESEED_DRAWS, rng)
         if configuration is None:
@@ -593,7 +594,7 @@ class ScoreSampler:
         self._check_is_ours(simulation, dynamics=True)
         mover = self._moves()
         mover.statistics = MoveStatistics()
-        groups = simulation.integrator.getIntegrationForceGroups()
+        groups = groups_of(simulation.integrator)
         rng = np.random.default_rng(self._seeds.spawn(1)[0])
         done = 0
         with one_thread():

@@ -19,7 +19,7 @@ ORDER = (
     "cvs",
     "cv_checks",
     "velocities",
-    "thermostats",
+    "integrators",
     "diffusion_maps",
     "features",
     "cv_functions",

@@ -14,9 +14,9 @@ from openmm import app, unit
 from openmm.mtsintegrator import MTSLangevinIntegrator
 
 import openmm_sgm as sgm
+from openmm_sgm.integrators import groups_of, temperature_of, thermostats_of
 from openmm_sgm.same_simulation import SameSimulation
 from openmm_sgm.system import MolecularSystem
-from openmm_sgm.thermostats import temperature_of, thermostats_of
 
 REFERENCE = openmm.Platform.getPlatformByName("Reference")
 
@@ -168,11 +168,31 @@ def test_a_force_group_that_is_not_integrated_is_no_difference() -> None:
         extra.setForceGroup(5)
         system.addForce(extra)
 
-    integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, 1, 0.001)
-    integrator.setIntegrationForceGroups({0})
+    own = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, 1, 0.001)
+    own.setIntegrationForceGroups({0})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check(molecule, simulated(molecule, integrator, hidden))
+        check(molecule, simulated(molecule, own, hidden))
+        other = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, 1, 0.001)
+        other.setIntegrationForceGroups({0})
+        check(molecule, simulated(molecule, compound(other), hidden))
+        check(molecule, simulated(molecule, MTSLangevinIntegrator(TEMPERATURE_K, 1, 0.001, [(0, 1)]), hidden))
+
+
+def test_force_groups_are_those_that_move_the_particles() -> None:
+    """The weights of moves took all groups where a part of a CompoundIntegrator, or f0 and f1, integrate some."""
+    first, second = openmm.VerletIntegrator(0.001), openmm.LangevinMiddleIntegrator(TEMPERATURE_K, 1, 0.001)
+    first.setIntegrationForceGroups({0})
+    second.setIntegrationForceGroups({0, 2})
+    both = compound(first, second)
+    assert groups_of(both) == 0b001
+    both.setCurrentIntegrator(1)
+    assert groups_of(both) == groups_of(second) == 0b101
+    assert groups_of(MTSLangevinIntegrator(TEMPERATURE_K, 1, 0.002, [(0, 1), (3, 2)])) == 0b1001
+    custom = openmm.CustomIntegrator(0.001)
+    custom.addComputePerDof("v", "v+dt*f/m")
+    custom.setIntegrationForceGroups({1})
+    assert groups_of(custom) == 0b10
 
 
 @pytest.mark.parametrize("expression", ["40*x1", "500*(x1-0.1)^2", "20*(x2-x1)/sqrt((x1-x2)^2+(y1-y2)^2+(z1-z2)^2)"])

@@ -1,7 +1,8 @@
-"""The temperatures that a user's simulation is kept at, by whatever keeps them."""
+"""What a user's simulation is driven by: its temperatures, by whatever keeps them, and its forces."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from openmm import app, unit
 
 from .units import BOLTZMANN_KJ_MOL_K, InputError, strip_units
 
-__all__ = ["parts_of", "temperature_of", "thermostats_of"]
+__all__ = ["groups_of", "parts_of", "temperature_of", "thermostats_of"]
 
 TOLERANCE_K = 0.01
 
@@ -65,3 +66,24 @@ def parts_of(integrator: openmm.Integrator) -> list[openmm.Integrator]:
     if isinstance(integrator, openmm.CompoundIntegrator):
         return [integrator.getIntegrator(k) for k in range(integrator.getNumIntegrators())]
     return [integrator]
+
+
+def groups_of(integrator: openmm.Integrator) -> int:
+    """Return the force groups that move the particles, as a bit mask: group g is bit 2^g.
+
+    Those of a CompoundIntegrator are its current part's. A CustomIntegrator may ask for groups one by one, as f0 and f1
+    of multiple time steps, and then no other counts, whatever groups it was told to integrate.
+    """
+    if isinstance(integrator, openmm.CompoundIntegrator):
+        return groups_of(integrator.getIntegrator(integrator.getCurrentIntegrator()))
+    if isinstance(integrator, openmm.CustomIntegrator):
+        steps = (integrator.getComputationStep(k) for k in range(integrator.getNumComputations()))
+        asked = {
+            name
+            for kind, _, expression in steps
+            if kind == openmm.CustomIntegrator.ComputePerDof
+            for name in re.findall(r"\bf\d*\b", expression)
+        }
+        if asked and "f" not in asked:
+            return sum(1 << int(name[1:]) for name in asked)
+    return int(integrator.getIntegrationForceGroups())
