@@ -13,6 +13,7 @@ import pytest
 import torch
 from analytic import (
     ANGLE_RAD,
+    BOND_CONSTANT,
     BOND_NM,
     RANGE_NM,
     TEMPERATURE_K,
@@ -353,6 +354,31 @@ def test_step_leaves_the_unbiased_ensemble_invariant(
     monkeypatch.setattr(LabelDistribution, "log_density", lambda self, labels: -exact(self, labels))
     lengths = visited_lengths(sampler, simulation, 400)
     assert stats.kstest(lengths, bond_distribution).pvalue < 1e-4
+
+
+@pytest.mark.slow
+def test_step_is_exact_for_the_simulation_s_own_forces(sampler: sgm.ScoreSampler) -> None:
+    """Where they are not the sampler's, as the warning says: here the bond is twice as stiff, about another length.
+
+    Seen to fail with energies of the sampler's own molecule in the weights.
+    """
+    molecule = triatomic()
+    added = openmm.HarmonicBondForce()
+    added.addBond(0, 1, 0.19, BOND_CONSTANT)
+    molecule.system.addForce(added)
+    integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, 5.0, 0.001)
+    integrator.setRandomNumberSeed(12)
+    reference = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(molecule.topology, molecule.system, integrator, reference)
+    simulation.context.setPositions(molecule.positions)
+    simulation.context.setVelocitiesToTemperature(TEMPERATURE_K, 5)
+    with pytest.warns(UserWarning, match="energies of this simulation and of the sampler's molecule differ, by up to"):
+        lengths = visited_lengths(sampler, simulation, 250)[50::2]
+    r = np.linspace(0.02, 0.3, 4001)
+    energy = 0.5 * BOND_CONSTANT * ((r - BOND_NM) ** 2 + (r - 0.19) ** 2)
+    cumulative = np.cumsum(r**2 * np.exp(-energy / thermal_energy(TEMPERATURE_K)))
+    assert stats.kstest(lengths, lambda x: np.interp(x, r, cumulative / cumulative[-1])).pvalue > 1e-3
+    assert stats.kstest(lengths, bond_distribution).pvalue < 1e-4  # the sampler's own
 
 
 def test_weights_with_constraints() -> None:
