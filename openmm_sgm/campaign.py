@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import openmm
 import torch
+from scipy.cluster.hierarchy import DisjointSet
 
 from .cartesian import CartesianRepresentation
 from .cvs import Torsion
@@ -19,13 +20,13 @@ from .frames import BURN_IN, GENERATED, INJECTED, MD, SEED, Frames, Selection
 from .generator import Generator, Samples, generate, log_densities
 from .hidden import HiddenStates, hidden_states_in_frames
 from .importance import Draws, Weights, effective_sample_size
-from .inject import Chirality, Ledger, impossible, log_importance, metropolis_chain
+from .inject import Ledger, impossible, log_importance, metropolis_chain
 from .journal import Journal
 from .mbar import bias_terms, weighted_mbar
 from .options import SamplerOptions
 from .platforms import PlatformChoice, PlatformOptions, choose_platform
 from .representation import Representation
-from .simulate import MDSettings, Segment, evaluate_safely, run_segments
+from .simulate import MDSettings, Segment, SegmentResult, evaluate_safely, run_segments
 from .symmetry import threefold_rotors
 from .system import MolecularSystem
 from .training import LevelFrames, build_training_set, train
@@ -168,6 +169,7 @@ class Campaign:
         system, prefixes, physical_groups = molecule.biased_system()
         self.platform: PlatformChoice = choose_platform(system, molecule.positions, options=platform)
         self.on_set_aside: Callable[[Segment, str, float], None] = lambda segment, reason, temperature_k: None
+        self.stereo = molecule.stereo
         self.settings = MDSettings(
             system_xml=openmm.XmlSerializer.serialize(system),
             physical_groups=physical_groups,
@@ -178,9 +180,9 @@ class Campaign:
             platform=self.platform.name,
             platform_properties=self.platform.properties,
             integrator=molecule.integrator,
+            stereo=self.stereo,
         )
         self.z_matrix = _z_matrix(molecule)
-        self.chirality = Chirality.of(molecule.positions, molecule.bonds)
         self.starts = np.empty((0, *molecule.positions.shape))
         self.walkers: dict[int, Walker] = {}
         self.chain: list[Frames] = []
@@ -316,6 +318,16 @@ class Campaign:
                 )
             )
 
+    def run_unrecorded(self, segment: Segment) -> SegmentResult:
+        """Run a segment that is no window's, and count its cost."""
+        started = time.perf_counter()
+        counts = UnitCounts()
+        result = run_segments(self.settings, [segment], self.executor, self.chunks, self.pace, counts)[0]
+        self.cost.count(counts)
+        self.cost.simulation += result.force_evaluations
+        self.cost.simulate_seconds += time.perf_counter() - started
+        return result
+
     def _frames(
         self,
         positions: np.ndarray,
@@ -386,6 +398,12 @@ class Campaign:
             }
         )
         self.say(f"trained on {n} frames, {result.steps} steps")
+
+    def frames_to_learn_from(self) -> int:
+        """Return how many simulated frames there are, and effective generated ones."""
+        simulated = sum(int(np.isin(part.source, (BURN_IN, MD)).sum()) for part in self.chain)
+        drawn = [self.trial_weights(), *(Weights([draws], len(self.grid.centers)) for draws in self.rounds)]
+        return simulated + int(sum(weights.effective.sum() for weights in drawn))
 
     def _training_frames(self, rows: int) -> LevelFrames:
         """Return the frames to train on and their weights; generated frames count by their effective number."""
@@ -561,7 +579,7 @@ class Campaign:
         )
         self.cost.count(units)
         self.cost.generation += evaluations - int(samples.valid.sum())  # energies that were asked for twice
-        reasons = impossible(samples._replace(positions=positions), energies, self.chirality)
+        reasons = impossible(samples._replace(positions=positions), energies, self.stereo)
         bias = self.grid.reduced_bias(self.molecule.evaluate_cvs(positions), points)
         factor = self._constraint_factor(positions)
         log_weights = log_importance(energies, bias, factor, samples.log_density, self.beta)
@@ -648,14 +666,34 @@ class Campaign:
         return self.rounds[self.learnt_from :]
 
     def active_windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the sound windows below the explored height, int64, and their shares of what is generated."""
+        """Return the sound windows below the explored height, int64, and their shares of what is generated.
+
+        Where basins below it are joined by higher windows only, up to the lowest ridges that join them.
+        """
         heights = (self.free_energies - np.nanmin(self.free_energies)) / self.beta
         sound = [w for w in sorted(self.walkers) if not self.walkers[w].failure]
-        windows = np.array([w for w in sound if heights[w] <= self.options.explore_height])
+        ceiling = self._joining_height(heights, sound)
+        windows = np.array([w for w in sound if heights[w] <= ceiling])
         # 5 kJ/mol more: the flank of a window reaches bins that are lower than its centre
         low = heights[windows] <= self.options.surface_height + 5.0
         shares = np.where(low, 1.0, self.options.outside_share)
         return windows, shares / shares.sum()
+
+    def _joining_height(self, heights: np.ndarray, sound: list[int]) -> float:
+        """Return the height, kJ/mol, up to which windows join those below `explore_height` as far as any do."""
+        known = sorted((w for w in sound if np.isfinite(heights[w])), key=lambda w: heights[w])
+        joined, low, ceiling = DisjointSet(known), set[int](), self.options.explore_height
+        for window in known:  # from the lowest up: `low` names the pieces that reach below the explored height
+            if heights[window] <= self.options.explore_height:
+                low.add(window)
+            for other in self.grid.neighbours(window):
+                if other in joined and heights[other] <= heights[window]:
+                    joined.merge(window, other)
+            pieces = {joined[w] for w in low}
+            if len(pieces) < len(low) and heights[window] > self.options.explore_height:
+                ceiling = heights[window]
+            low = pieces
+        return float(ceiling)
 
     def hidden_states(self) -> HiddenStates:
         """Compare the overlapping windows of the surface: do they agree on torsions, handedness and the energy?"""
@@ -679,7 +717,7 @@ class Campaign:
 
 def _grid(molecule: MolecularSystem, options: SamplerOptions, target_k: float) -> WindowGrid:
     ladder = (target_k, *options.ladder) if options.ladder else ()
-    return WindowGrid.over(molecule.cvs, molecule.temperature_k, ladder)
+    return WindowGrid.over(molecule.cvs, molecule.temperature_k, ladder, molecule.stiff_cvs)
 
 
 def _z_matrix(molecule: MolecularSystem) -> ZMatrix | None:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 import openmm
 
 from .platforms import own_device
+from .stereo import Stereo
 from .units import thermal_energy
 from .velocities import INTEGRATORS, IntegratorKind, draw_velocities, make_integrator
 
-__all__ = ["Blowup", "Engine", "MDSettings", "copy_vectors", "engine_for", "refuse_blowup"]
+__all__ = ["Blowup", "Engine", "MDSettings", "copy_vectors", "engine_for", "refuse_blowup", "refuse_changed"]
 
 CONSTRAINT_TOLERANCE = 1e-6
 QUENCH_DISPLACEMENT = 0.01
@@ -36,6 +37,7 @@ class MDSettings:
     temperature_k, time_step_fs, friction_per_ps : of the integrator
     platform, platform_properties : where contexts are made
     integrator : "langevin_middle", or "brownian", which has no velocities
+    stereo : what no walker may change, see `Stereo`; nothing by default
     """
 
     system_xml: str
@@ -47,6 +49,7 @@ class MDSettings:
     platform: str
     platform_properties: dict[str, str]
     integrator: IntegratorKind = "langevin_middle"
+    stereo: Stereo = field(default_factory=Stereo)
 
     def __post_init__(self) -> None:
         for name in ("temperature_k", "time_step_fs", "friction_per_ps"):
@@ -62,7 +65,7 @@ class MDSettings:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel compressed: the XML of a large system is some ten megabytes, and goes with every unit of work."""
-        rest = [getattr(self, field.name) for field in fields(self) if field.name != "system_xml"]
+        rest = [getattr(self, own.name) for own in fields(self) if own.name != "system_xml"]
         return _travelled, (_deflated(self.system_xml), *rest)
 
 
@@ -81,7 +84,7 @@ def _travelled(data: bytes, *rest: Any) -> MDSettings:
 
 
 class Blowup(Exception):
-    """A walker left the region where its numbers mean anything."""
+    """A walker left the region where its numbers mean anything, or has become another molecule."""
 
 
 class Engine:
@@ -119,6 +122,11 @@ class Engine:
     def draw_velocities(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.evaluations += draw_velocities(self.context, self.settings.temperature_k, rng)
+
+    def refuse_changed(self, stage: str) -> None:
+        """Raise `Blowup` where the context holds another molecule than the one that was given, see `Stereo`."""
+        positions = self.context.getState(positions=True).getPositions(asNumpy=True)._value
+        refuse_changed(self.settings.stereo, positions[None], stage)
 
     def set_umbrella(self, center: np.ndarray, force_constants: np.ndarray) -> None:
         for prefix, point, constant in zip(self.settings.bias_prefixes, center, force_constants, strict=True):
@@ -196,6 +204,12 @@ def refuse_blowup(energy: float, ceiling: float, stage: str) -> None:
     """Raise `Blowup` for an energy in kJ/mol that is not finite or not below the ceiling."""
     if not -np.inf < energy < ceiling:
         raise Blowup(f"blew up {stage}: potential energy {energy:.4g} kJ/mol")
+
+
+def refuse_changed(stereo: Stereo, positions: np.ndarray, stage: str) -> None:
+    """Raise `Blowup` for positions (n, n_atoms, 3) one of which is of another molecule, see `Stereo`."""
+    if not stereo.kept(positions).all():
+        raise Blowup(f"{next(filter(None, stereo.changed(positions)))} {stage}")
 
 
 def copy_vectors(state: openmm.State, vectors: int, target: np.ndarray) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from .campaign import Campaign
@@ -9,7 +11,7 @@ from .frames import BURN_IN
 from .importance import Draws, effective_sample_size
 from .units import SamplingError
 
-__all__ = ["GENERATED_START", "explore", "explore_ladder", "open_by_trial", "unreached"]
+__all__ = ["GENERATED_START", "explore", "explore_ladder", "open_by_trial", "simulate_to_learn", "unreached"]
 
 FIRST_TRAINING, GROWTH = 30, 1.3
 """Windows from which a generator is worth training, and the growth of their number that is worth another training."""
@@ -17,6 +19,10 @@ LOOKS, MARGIN, RIM = 2, 3.0, 15.0
 """The first free energy of a window is rough, and no pass is to be missed for that. Neighbours of windows that
 are higher than `explore_height` by less than the first are visited, and windows up to the second higher simulated and
 weighed again, twice at most, before the exploration ends."""
+RELAX_STEPS = 50
+"""Of the time step, before the first window; taken as four times as many of a quarter."""
+BEYOND_SHARE, RIDGE_STEP = 0.3, 5.0
+"""Of an exploration's budget, for windows above `explore_height`; and how much higher, kJ/mol, it climbs at a time."""
 LADDER_TRIALS = 4
 """Trials of a window from a hotter one's generator, in units of `options.trial`."""
 PULLED, GENERATED_START, HOTTER = "pulling from a neighbour", "a generated configuration", "a hotter walker"
@@ -24,7 +30,10 @@ STRUCTURE, GIVEN = "the starting structure", "a configuration given"
 
 
 def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
-    """Visit windows from where the data is, lowest first, until none is left below the height or the budget ends.
+    """Visit windows from where the data is, lowest first, until all are visited or the budget ends.
+
+    Beyond `explore_height` the lowest ridge is crossed next, with `BEYOND_SHARE` of the budget at most: what lies
+    behind a ridge may be as low as anything.
 
     Once there is a generator, a new window is tried with a few generated configurations: where their weights can be
     trusted, one of them is its start and they are its data, at no cost of MD. Where they cannot, even after training
@@ -33,17 +42,21 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
     pulling, and nothing is trained, where `generate` is False.
     """
     end = campaign.cost.total + budget
+    ceiling = floor = campaign.options.explore_height + MARGIN
+    beyond = int(BEYOND_SHARE * budget)
     if not campaign.walkers:
         _first_windows(campaign, budget)
     trained_at = len(campaign.walkers) if campaign.generator else 0
     refused: set[int] = set()  # by the generator as it stands
     checked, looks = set[int](), 0 if campaign.rounds else LOOKS  # later rounds weigh all windows anyway
     while True:
-        frontier = _frontier(campaign)
-        affordable = max(0, end - campaign.cost.total)
+        before = campaign.cost.total
+        low = _frontier(campaign, floor)
+        frontier = low or _frontier(campaign, ceiling)
+        affordable = max(0, end - before if low else min(end - before, beyond))
         untried = [w for w in (*frontier, *_unweighed(campaign)) if w not in refused]
         untried = untried[: affordable // campaign.options.trial] if generate and campaign.generator else []
-        before = len(campaign.walkers)
+        visited = len(campaign.walkers)
         if untried:
             refused |= set(untried) - set(open_by_trial(campaign, untried, campaign.options.trial))
         elif generate and _worth_training(campaign, trained_at):
@@ -57,19 +70,48 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
                 windows = windows[: max(FIRST_TRAINING // 2, len(campaign.walkers) // 4)]
             if not windows:
                 rim = [w for w in _rim(campaign) if w not in checked][: affordable // _visit_cost(campaign)]
-                if not (generate and campaign.generator and rim and looks):
+                if generate and campaign.generator and rim and looks:
+                    looks -= 1
+                    checked |= set(rim)
+                    _look_again(campaign, rim)
+                    refused.clear()
+                    continue
+                ridge = _lowest_ridge(campaign)
+                if frontier or ridge == np.inf or min(end - campaign.cost.total, beyond) < _visit_cost(campaign):
                     break
-                looks -= 1
-                checked |= set(rim)
-                _look_again(campaign, rim)
-                refused.clear()
+                ceiling = max(ceiling, ridge) + RIDGE_STEP
                 continue
             _visit(campaign, windows)
-            if len(campaign.walkers) == before:
+            if len(campaign.walkers) == visited:
                 break
-        if len(campaign.walkers) > before or untried:
+        if not low:
+            beyond -= campaign.cost.total - before
+        if len(campaign.walkers) > visited or untried:
             campaign.update_free_energies()
             campaign.say(f"explored {len(campaign.walkers)} windows")
+
+
+def simulate_to_learn(campaign: Campaign, budget: int) -> None:
+    """Simulate the active windows until there are enough frames for a first generator, or the budget is spent.
+
+    Over few windows an exploration ends with a handful of frames of each, from which no model can be learnt.
+    """
+    o, windows = campaign.options, campaign.active_windows()[0]
+    known = campaign.frames_to_learn_from()
+    interval = o.frame_interval
+    each = min(o.least_frames - known, budget // (interval + 1)) // len(windows)
+    if each < 1:
+        return
+    walkers = campaign.walkers
+    campaign.run(
+        [
+            campaign.segment(int(w), walkers[w].positions, walkers[w].velocities, None, 0, 0, each * interval)
+            for w in windows
+        ],
+        BURN_IN,
+    )
+    campaign.update_free_energies()
+    campaign.say(f"simulated {len(windows)} windows for {each * interval} steps each, to learn from")
 
 
 def explore_ladder(campaign: Campaign, budget: int, steps: int) -> None:
@@ -143,7 +185,7 @@ def _worth_training(campaign: Campaign, trained_at: int) -> bool:
 def unreached(campaign: Campaign) -> tuple[list[int], list[int]]:
     """Return windows beside visited ones that were left empty: as too high, and for want of budget."""
     beside = {n for w in campaign.walkers for n in campaign.grid.neighbours(w)}
-    wanted = set(_frontier(campaign))
+    wanted = set(_frontier(campaign, campaign.options.explore_height + MARGIN))
     return sorted(beside - set(campaign.walkers) - wanted), sorted(wanted)
 
 
@@ -156,8 +198,8 @@ def _visit_cost(campaign: Campaign) -> int:
 
 def _first_windows(campaign: Campaign, budget: int) -> None:
     """Start where the molecule is, and in every window that the user has given configurations for."""
-    start, o = campaign.molecule.positions, campaign.options
-    window = _start_windows(campaign, start[None], o.first_steps, STRUCTURE)[0]
+    o = campaign.options
+    window = _start_windows(campaign, _relaxed(campaign)[None], o.first_steps, STRUCTURE)[0]
     if campaign.walkers[window].failure:
         raise SamplingError(f"the starting structure cannot be simulated: {campaign.walkers[window].failure}")
     campaign.update_free_energies()
@@ -167,6 +209,19 @@ def _first_windows(campaign: Campaign, budget: int) -> None:
         windows = _start_windows(campaign, given, o.equilibration_steps, GIVEN, affordable)
         campaign.update_free_energies()
         campaign.say(f"started {len(windows)} windows from the configurations given")
+
+
+def _relaxed(campaign: Campaign) -> np.ndarray:
+    """Return the molecule's structure after a descent and a short gentle run without a bias, (n_atoms, 3), nm.
+
+    What a file holds may be strained, and an umbrella's pull on top of it turns bonds that neither would turn alone.
+    """
+    none = np.zeros(len(campaign.molecule.cvs))
+    free = campaign.segment(0, campaign.molecule.positions, None, None, 0, RELAX_STEPS, 0)
+    result = campaign.run_unrecorded(replace(free, force_constants=none, relax=True))
+    if result.failure:
+        raise SamplingError(f"the starting structure cannot be simulated: {result.failure}")
+    return result.final_positions
 
 
 def _start_windows(
@@ -192,9 +247,20 @@ def _start_windows(
     return list(chosen)
 
 
-def _frontier(campaign: Campaign) -> list[int]:
-    """Return unvisited windows beside visited ones that are low enough, the neighbour of the lowest first."""
-    height = np.nanmin(campaign.free_energies) + (campaign.options.explore_height + MARGIN) * campaign.beta
+def _lowest_ridge(campaign: Campaign) -> float:
+    """Return how high the lowest window with an unvisited neighbour is, kJ/mol above the lowest; infinity for none."""
+    lowest = np.nanmin(campaign.free_energies)
+    heights = [
+        (campaign.free_energies[w] - lowest) / campaign.beta
+        for w in campaign.walkers
+        if any(n not in campaign.walkers for n in campaign.grid.neighbours(w))
+    ]
+    return min((h for h in heights if np.isfinite(h)), default=np.inf)
+
+
+def _frontier(campaign: Campaign, ceiling: float) -> list[int]:
+    """Return unvisited windows beside visited ones below a height, kJ/mol, the neighbour of the lowest first."""
+    height = np.nanmin(campaign.free_energies) + ceiling * campaign.beta
     found: dict[int, float] = {}
     for window in campaign.walkers:
         level = campaign.free_energies[window]

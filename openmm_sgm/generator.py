@@ -133,7 +133,7 @@ class Generator:
     @cached_property
     def _bytes(self) -> tuple[bytes, str]:
         arrays = {f"representation.{k}": np.ascontiguousarray(v) for k, v in self.representation.to_arrays().items()}
-        arrays |= {f"network.{k}": v.detach().numpy() for k, v in self.network.state_dict().items()}
+        arrays |= {f"network.{k}": v.detach().contiguous().numpy() for k, v in self.network.state_dict().items()}
         space = self.label_space
         header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,

@@ -20,7 +20,7 @@ from .platforms import choose_platform
 from .system import MolecularSystem
 from .umbrella import Snapshot, Stopwatch, surface_bins
 from .units import thermal_energy
-from .velocities import make_integrator
+from .velocities import draw_velocities, make_integrator
 
 __all__ = ["metadynamics", "opes"]
 
@@ -109,8 +109,7 @@ def _grown_bias(
     with clock.running():
         widths = [torsion_sigma] * len(molecule.cvs)
         if any(not _is_torsion(cv) for cv in molecule.cvs):
-            spread = _spread(molecule, int(words[0]))
-            spent += SIGMA_STEPS
+            spread, spent = _spread(molecule, int(words[0]))
             widths = [
                 torsion_sigma if _is_torsion(cv) else share_of_spread * s
                 for cv, s in zip(molecule.cvs, spread, strict=True)
@@ -125,8 +124,7 @@ def _grown_bias(
                 system.addForce(_wall(cv, molecule.temperature_k))
         sampler = build(system, variables)
         simulation = _simulation(molecule, system, int(words[1]))
-        simulation.context.setVelocitiesToTemperature(molecule.temperature_k, int(words[2]))
-        spent += 1
+        spent += draw_velocities(simulation.context, molecule.temperature_k, np.random.default_rng(words[2]))
     for budget in budgets:
         with clock.running(), one_thread():
             if budget > spent:
@@ -156,17 +154,17 @@ def _simulation(molecule: MolecularSystem, system: openmm.System, seed: int) -> 
     return simulation
 
 
-def _spread(molecule: MolecularSystem, seed: int) -> np.ndarray:
-    """Return each CV's standard deviation in `SIGMA_STEPS` of unbiased dynamics from the start."""
+def _spread(molecule: MolecularSystem, seed: int) -> tuple[np.ndarray, int]:
+    """Return each CV's standard deviation in `SIGMA_STEPS` of dynamics from the start, and the force evaluations."""
     simulation = _simulation(molecule, openmm.XmlSerializer.deserialize(molecule.physical_xml), seed)
-    simulation.context.setVelocitiesToTemperature(molecule.temperature_k, seed)
+    drawn = draw_velocities(simulation.context, molecule.temperature_k, np.random.default_rng(seed))
     positions = []
     for _ in range(SIGMA_STEPS // 50):
         simulation.integrator.step(50)
         positions.append(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value)
     cvs = molecule.evaluate_cvs(np.array(positions))
     offsets = np.stack([cv.difference(x, x[0]) for cv, x in zip(molecule.cvs, cvs.T, strict=True)])
-    return np.asarray(offsets.std(axis=1))
+    return np.asarray(offsets.std(axis=1)), SIGMA_STEPS + drawn
 
 
 def _wall(cv: CollectiveVariable, temperature_k: float) -> openmm.Force:

@@ -307,9 +307,10 @@ def hidden_states_in_trajectories(
     beta = 1 / thermal_energy(strip_units(temperature, unit.kelvin))
     for k, (part, bias) in enumerate(zip(trajectories, biases, strict=True)):
         if isinstance(bias, Umbrella):  # of other biases the constant is not known
-            _check_near(beta * bias(part), k)
+            _check_near(beta * bias(part[:]), k)
     reduced = np.concatenate(
-        [np.stack([np.asarray(bias(part), dtype=float) for bias in biases], axis=1) for part in trajectories]
+        # each gets a copy: mdtraj.rmsd and other functions of mdtraj move the atoms of what they are given
+        [np.stack([np.asarray(bias(part[:]), dtype=float) for bias in biases], axis=1) for part in trajectories]
     )
     selected = list(trajectories) if atoms is None else [part.atom_slice(list(atoms)) for part in trajectories]
     joined = mdtraj.join(selected, check_topology=False)

@@ -10,42 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from .generator import Samples
+from .stereo import Stereo
 
-__all__ = ["Chirality", "Ledger", "LedgerRow", "impossible", "log_importance", "metropolis_chain"]
-
-
-@dataclass(frozen=True)
-class Chirality:
-    """The handedness of every atom with four neighbours, which no move may change.
-
-    Attributes
-    ----------
-    centres : int64, shape (n, 4); an atom and three of its neighbours
-    signs : float64, shape (n,), ±1 in the starting structure
-    """
-
-    centres: np.ndarray
-    signs: np.ndarray
-
-    @staticmethod
-    def of(positions: np.ndarray, bonds: np.ndarray) -> Chirality:
-        """Read the handedness off positions (n_atoms, 3)."""
-        neighbours: dict[int, list[int]] = {}
-        for i, j in bonds:
-            neighbours.setdefault(int(i), []).append(int(j))
-            neighbours.setdefault(int(j), []).append(int(i))
-        rows = [[atom, *sorted(others)[:3]] for atom, others in sorted(neighbours.items()) if len(others) == 4]
-        centres = np.array(rows, dtype=np.int64).reshape(-1, 4)
-        return Chirality(centres, np.sign(_signed_volumes(positions[None], centres))[0])
-
-    def kept(self, positions: np.ndarray) -> np.ndarray:
-        """Return, for positions (n, n_atoms, 3), whether every centre has its handedness; bool, shape (n,)."""
-        return (np.sign(_signed_volumes(positions, self.centres)) == self.signs).all(axis=1)
-
-
-def _signed_volumes(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    arms = positions[:, centres[:, 1:]] - positions[:, centres[:, :1]]
-    return (np.cross(arms[:, :, 0], arms[:, :, 1]) * arms[:, :, 2]).sum(axis=-1)
+__all__ = ["Ledger", "LedgerRow", "impossible", "log_importance", "metropolis_chain"]
 
 
 def log_importance(
@@ -67,11 +34,12 @@ def log_importance(
     )
 
 
-def impossible(samples: Samples, energies: np.ndarray, chirality: Chirality) -> np.ndarray:
+def impossible(samples: Samples, energies: np.ndarray, stereo: Stereo) -> np.ndarray:
     """Return why each generated configuration can never be accepted, '' where it can; object array, shape (n,)."""
     reasons = np.full(len(energies), "", dtype=object)
     reasons[~np.isfinite(energies)] = "energy not finite"
-    reasons[~chirality.kept(samples.positions)] = "chirality changed"
+    changed = ~stereo.kept(samples.positions)
+    reasons[changed] = stereo.changed(samples.positions[changed])
     reasons[~samples.valid] = "outside the representation"
     return reasons
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from dataclasses import dataclass
@@ -62,9 +63,10 @@ class TorchCV(CollectiveVariable):
 
     Parameters
     ----------
-    module : float64 (n, d) to (n,) or (n, 1), smooth, each row for itself, and in its evaluation mode. If it has a
-        method `support`, (n, d) to (n,) in [0, 1], it must be constant where that is 0, and an `OffSupportWarning`
-        says of how many frames that is so
+    module : float64 (n, d) to (n,) or (n, 1), smooth, each row for itself. It is copied as it is now, in its evaluation
+        mode, so that training it further changes neither the values nor the bias of this CV. If it has a method
+        `support`, (n, d) to (n,) in [0, 1], it must be constant where that is 0, and an `OffSupportWarning` says of
+        how many frames that is so
     features : `PairDistances` or `Coordinates`
     """
 
@@ -85,13 +87,14 @@ class TorchCV(CollectiveVariable):
         if not isinstance(module, nn.Module):
             raise InputError(f"CV '{name}': a torch.nn.Module of the features is needed, got {type(module).__name__}")
         try:
-            probe = module(torch.ones((1, features.n_features), dtype=torch.float64))
+            frozen = copy.deepcopy(module).eval()  # OpenMM pickles it into a bias: one that changes later would differ
+            probe = frozen(torch.ones((1, features.n_features), dtype=torch.float64))
             fits = probe.numel() == 1 and probe.dtype == torch.float64
         except RuntimeError as error:
             raise InputError(f"CV '{name}': the module fails on float64 features: {one_line(error)}") from None
         if not fits:
             raise InputError(f"CV '{name}': the module must return one float64 number for each row of features")
-        self.module: Any = module
+        self.module: Any = frozen
         self.features = features
 
     def force(self) -> openmm.Force:

@@ -34,6 +34,9 @@ class SamplerOptions:
     explore_by : "trial", windows are opened by generated configurations wherever these can be trusted, or "pulling",
         always from a neighbour, without a generator: several times the force evaluations and hardly any time
     rounds : of training, generation, injection and simulation; each generates `growth` times as much as the one before
+    least_frames : from which a first generator is trained; the windows are simulated until there are as many
+    learning_ess : a round whose median effective sample size is below it does not count as one of `rounds`, as long as
+        less than half of the budget is spent: the next generator learns from it, and no estimate rests on it
     trial : configurations drawn to see whether the generator can be trusted with a new window
     trial_ess : effective number of them from which it is
     ode_steps : Runge–Kutta steps at first; refined until the measured error of log q is below `density_error`
@@ -57,6 +60,8 @@ class SamplerOptions:
     explore_by: Literal["trial", "pulling"] = "trial"
     rounds: int = 3
     growth: float = 3.0
+    least_frames: int = 1000
+    learning_ess: float = 0.2
     trial: int = 16
     trial_ess: float = 2.0
     ode_steps: int = 8

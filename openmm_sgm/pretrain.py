@@ -120,11 +120,11 @@ def train_from_frames(
     left_out = list(frames.left_out)
     _check_molecule(molecule, frames)
     campaign = Campaign(molecule, options, np.random.SeedSequence(seed), say)
-    kept = campaign.chirality.kept(frames.positions)
+    kept = campaign.stereo.kept(frames.positions)
     if not kept.all():
-        left_out.append(f"{int((~kept).sum())} frames in which a centre has the other handedness than at the start")
+        left_out.append(f"{int((~kept).sum())} frames in which a stiff bond or a centre is not as at the start")
     if not kept.any():
-        raise InputError("every frame has a centre of the other handedness than the start: is it the same molecule?")
+        raise InputError("no frame has the cis/trans states and the handedness of the start: is it the same molecule?")
     own = np.flatnonzero(kept)
     cvs, grid, rng = molecule.evaluate_cvs(frames.positions[own]), campaign.grid, campaign.rng()
     effective = effective_frames(cvs, grid)

@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import mdtraj
 import numpy as np
+import openmm
 from openmm import app, unit
 
 from .cvs import CollectiveVariable, as_cvs
@@ -131,6 +132,7 @@ class _Writer:
     def __init__(self, folder: Path, cvs: tuple[CollectiveVariable, ...], shard_frames: int) -> None:
         self.folder, self.cvs, self.shard_frames = folder, cvs, shard_frames
         self.topology: mdtraj.Topology | None = None
+        self.tied = False
         self.frames: list[dict[str, Any]] = []
         self.number = 0
 
@@ -163,6 +165,8 @@ class _Writer:
         except OSError as error:
             raise InputError(f"frames cannot be written to {self.folder}: {error.strerror}") from None
         self.number = max((_number(file) for file in _shards(self.folder)), default=-1) + 1
+        forces = simulation.system.getForces()
+        self.tied = any(isinstance(force, openmm.CustomExternalForce) for force in forces)
         self.topology = mdtraj.Topology.from_openmm(simulation.topology)
 
     def add(self, **frame: Any) -> None:
@@ -175,8 +179,10 @@ class _Writer:
         if not self.frames:
             return
         arrays: dict[str, Any] = {name: np.array([frame[name] for frame in self.frames]) for name in UNITS}
-        centred = arrays["positions"] - arrays["positions"].mean(axis=1, keepdims=True)  # mdtraj is single precision
-        trajectory = mdtraj.Trajectory(centred, self.topology)
+        positions = arrays["positions"]
+        if not self.tied:  # it may have drifted far, and mdtraj is in single precision
+            positions = positions - positions.mean(axis=1, keepdims=True)
+        trajectory = mdtraj.Trajectory(positions, self.topology)
         arrays["cvs"] = np.stack([cv.evaluate(trajectory) for cv in self.cvs], axis=1)
         path = self.folder / f"frames-{self.number:06d}.npz"
         temporary = path.with_name(path.name + ".tmp")

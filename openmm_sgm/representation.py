@@ -22,7 +22,7 @@ import torch
 
 from .labels import LabelSpace
 from .whitening import fit_whitening
-from .zmatrix import ZMatrix, body_frame, internal_coordinates, place_atoms
+from .zmatrix import ZMatrix, body_frame, internal_coordinates, log_volume_element, out_of_reach, place_atoms
 
 __all__ = ["Representation", "fit_representation"]
 
@@ -84,7 +84,7 @@ class Representation:
         raw = self._raw_linear(bonds, angles, torsions, labels)
         linear = (raw - self._raw_mean(labels)) / self._spread(labels) @ torch.as_tensor(self.unmixing)
         rotors = torsions[:, torch.as_tensor(self.rotors)] / ROTOR_SCALE
-        return torch.cat([linear, rotors], dim=1), self._log_volume(bonds, angles, labels)
+        return torch.cat([linear, rotors], dim=1), self._log_volume(bonds, angles, positions, labels)
 
     def decode(self, z: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return positions (n, n_atoms, 3) nm, log |dx/dz| (n,) and valid (n,) bool.
@@ -102,17 +102,18 @@ class Representation:
         angles = raw[:, n_bonds : n_bonds + n_angles]
         offsets = raw[:, n_bonds + n_angles :]
         unimodal, cv = offsets[:, : len(self.unimodal)], offsets[:, len(self.unimodal) :]
-        valid = (raw[:, :n_bonds] > 0).all(1) & ((angles > 0) & (angles < math.pi)).all(1)
+        inside = (angles > 0) & ((angles < math.pi) | torch.as_tensor(self.z_matrix.closing[2:]))
+        valid = (raw[:, :n_bonds] > 0).all(1) & inside.all(1)
         valid &= (offsets.abs() < math.pi).all(1)
         torsions = torch.zeros(len(z), len(self.torsion_means), dtype=z.dtype)
         torsions[:, torch.as_tensor(self.rotors)] = rotors * ROTOR_SCALE
         torsions[:, torch.as_tensor(self.unimodal)] = unimodal + torch.as_tensor(self.torsion_means[self.unimodal])
         torsions[:, torch.as_tensor(self.cv)] = cv + labels[:, torch.as_tensor(self.cv_of)]
         positions = place_atoms(bonds, angles, torsions, self.z_matrix, self.n_atoms)
+        valid &= ~out_of_reach(bonds, angles, positions, self.z_matrix)
         safe_bonds = torch.where(bonds > 0, bonds, torch.ones_like(bonds))
-        inside = (angles > 0) & (angles < math.pi)
         safe_angles = torch.where(inside, angles, torch.ones_like(angles))
-        return positions, self._log_volume(safe_bonds, safe_angles, labels), valid
+        return positions, self._log_volume(safe_bonds, safe_angles, positions, labels), valid
 
     def log_constraint_factor(self, positions: torch.Tensor) -> torch.Tensor:
         """Return ½ log det Z (Fixman 1974), shape (n,), up to a constant: constraints make it exp(−βU) |Z|^½."""
@@ -179,17 +180,21 @@ class Representation:
         cv = _wrap(torsions[:, torch.as_tensor(self.cv)] - labels[:, torch.as_tensor(self.cv_of)])
         return torch.cat([bonds[:, free], angles, unimodal, cv], dim=1)
 
-    def _log_volume(self, bonds: torch.Tensor, angles: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Π b² sin θ over placed atoms times the volume of the whitening; the molecule's rotation is left out."""
+    def _log_volume(
+        self, bonds: torch.Tensor, angles: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the volume element of the placed atoms times that of the whitening; the rotation is left out."""
         constant = float(np.linalg.slogdet(self.mixing)[1]) + self.n_rotors * math.log(ROTOR_SCALE)
         widths = torch.log(self._spread(labels)).sum(1)
-        return 2 * torch.log(bonds).sum(1) + torch.log(torch.sin(angles)).sum(1) + widths + constant
+        return log_volume_element(bonds, angles, positions, self.z_matrix) + widths + constant
 
     def has_coordinates_of(self, other: Any) -> bool:
         """Return whether z means the same in both up to the fit, so that a network of one can go on with the other."""
         names = ("rotors", "unimodal", "cv", "cv_of")
-        return isinstance(other, Representation) and all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in names
+        return (
+            isinstance(other, Representation)
+            and np.array_equal(self.z_matrix.references, other.z_matrix.references)
+            and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -199,13 +204,15 @@ class Representation:
             "references": self.z_matrix.references,
             "constant_bonds": self.z_matrix.constant_bonds,
             "cv_torsions": self.z_matrix.cv_torsions,
+            "closing": self.z_matrix.closing,
             **{name: np.asarray(getattr(self, name)) for name in _ARRAYS},
         }
 
     @staticmethod
     def from_arrays(arrays: dict[str, np.ndarray], label_space: LabelSpace, n_atoms: int) -> Representation:
         """Rebuild from `to_arrays`."""
-        z_matrix = ZMatrix(arrays["order"], arrays["references"], arrays["constant_bonds"], arrays["cv_torsions"])
+        names = ("order", "references", "constant_bonds", "cv_torsions", "closing")
+        z_matrix = ZMatrix(*(arrays[name] for name in names))
         fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
         return Representation(z_matrix=z_matrix, label_space=label_space, n_atoms=n_atoms, **fields)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import networkx
 from openmm import app
 
-__all__ = ["first_heavy", "rotatable_bonds"]
+__all__ = ["amide_bonds", "first_heavy", "rotatable_bonds"]
 
 
 def rotatable_bonds(topology: app.Topology) -> list[tuple[int, int]]:
@@ -18,17 +16,29 @@ def rotatable_bonds(topology: app.Topology) -> list[tuple[int, int]]:
         graph.add_edge(bond.atom1.index, bond.atom2.index)
     heavy = {atom.index for atom in atoms if atom.element is not app.element.hydrogen}
     bridges = {tuple(sorted(edge)) for edge in networkx.bridges(graph)}
+    return [(i, j) for i, j in sorted(bridges - amide_bonds(topology)) if i in heavy and j in heavy]
+
+
+def amide_bonds(topology: app.Topology) -> set[tuple[int, int]]:
+    """Return the bonds between the carbon of a C=O or C=S and a nitrogen, as ascending pairs of indices."""
+    atoms = list(topology.atoms())
+    bound: list[set[int]] = [set() for _ in atoms]
+    for bond in topology.bonds():
+        bound[bond.atom1.index].add(bond.atom2.index)
+        bound[bond.atom2.index].add(bond.atom1.index)
 
     def carbonyl(i: int) -> bool:
-        terminal = [j for j in graph[i] if graph.degree[j] == 1]
         return atoms[i].element is app.element.carbon and any(
-            atoms[j].element in (app.element.oxygen, app.element.sulfur) for j in terminal
+            len(bound[j]) == 1 and atoms[j].element in (app.element.oxygen, app.element.sulfur) for j in bound[i]
         )
 
-    def amide(i: int, j: int) -> bool:
-        return any(carbonyl(a) and atoms[b].element is app.element.nitrogen for a, b in itertools.permutations((i, j)))
-
-    return [(i, j) for i, j in sorted(bridges) if i in heavy and j in heavy and not amide(i, j)]
+    return {
+        (min(i, j), max(i, j))
+        for i in range(len(atoms))
+        if carbonyl(i)
+        for j in bound[i]
+        if atoms[j].element is app.element.nitrogen
+    }
 
 
 def first_heavy(topology: app.Topology, here: int, other: int) -> int | None:

@@ -571,7 +571,7 @@ def _standing(state: Path) -> dict[str, Any]:
 def _setup(sampler: ScoreSampler) -> dict[str, Any]:
     """Return what a run must have in common with the one that goes on from its state, as it comes back from JSON."""
     molecule = sampler.molecule
-    grid = WindowGrid.over(molecule.cvs, molecule.temperature_k)
+    grid = WindowGrid.over(molecule.cvs, molecule.temperature_k, stiff=molecule.stiff_cvs)
     setup = {
         "system": molecule.physical_xml,
         "cvs": [[cv.name, type(cv).__name__, list(cv.atoms), cv.unit] for cv in molecule.cvs],

@@ -19,7 +19,7 @@ from .campaign import Campaign, Plan, Weighed, refuse_unfit
 from .confined import ConfinedTorsion, confined_torsions
 from .cvs import CollectiveVariable
 from .executors import SerialExecutor, make_executor, one_thread
-from .explore import explore, explore_ladder
+from .explore import explore, explore_ladder, simulate_to_learn
 from .frames import BURN_IN, INJECTED, MD, Frames
 from .free_energy import Estimate, Method, Surface, estimate
 from .generator import Generator, Samples
@@ -268,12 +268,20 @@ class ScoreSampler:
                 explore(campaign, left, generate=o.explore_by == "trial")
             plan.explore -= campaign.cost.total - before
             plan.explored = True
+            if not campaign.rounds and plan.explore > 0:
+                before = campaign.cost.total
+                simulate_to_learn(campaign, plan.explore)
+                plan.explore -= campaign.cost.total - before
             if plan.rounds == o.rounds:
                 self._note("exploration")
                 self._tell()
         windows, shares = campaign.active_windows()
         now = (plan.end - campaign.cost.total) / sum(o.growth**k for k in range(plan.rounds))
-        visit = o.md_steps + o.md_steps // o.frame_interval + 2
+        learning = self._learning()
+        steps = o.md_steps
+        if learning:  # dynamics teaches as much as it costs, draws of a poor generator less
+            steps = max(steps, int(o.md_share * now) // len(windows) // (o.frame_interval + 1) * o.frame_interval)
+        visit = steps + steps // o.frame_interval + 2
         md = min(len(windows), int(o.md_share * now) // visit)
         generated = now - md * visit
         counts = np.floor(shares * generated).astype(np.int64)
@@ -285,21 +293,30 @@ class ScoreSampler:
         if campaign.round:
             more = np.floor(self._more_where_windows_disagree(windows, shares) * generated).astype(np.int64)
             counts = more if more.min() else counts
-        if campaign.round == 1:
+        if campaign.round == 1 or learning:
             campaign.leave_out_what_was()
         campaign.round += 1
         most = o.training.steps * min(1.0, (plan.end / FULL_TRAINING) ** 0.5)
         campaign.train(max(o.exploration_training_steps, round(most)))
         campaign.refine_ode_steps()
         campaign.generate_and_inject(windows, counts)
-        campaign.simulate(campaign.rng().choice(windows, md, replace=False), o.md_steps)
+        campaign.simulate(campaign.rng().choice(windows, md, replace=False), steps)
         campaign.update_free_energies()
-        plan.rounds, plan.explored = plan.rounds - 1, False
+        plan.explored = False
+        if not self._learning():
+            plan.rounds -= 1
         error = self._note(f"round {campaign.round}")
         if target_error is not None and error < target_error:
             self.progress(f"the error, {error:.2f} kJ/mol, is below the target")
             plan.rounds = 0
         self._tell()
+
+    def _learning(self) -> bool:
+        """Return whether the last round's draws are for the next generator only: they are poor, and budget is left."""
+        campaign = self._begun()
+        ess = campaign.ess[np.isfinite(campaign.ess)]
+        poor = len(ess) > 0 and float(np.median(ess)) < self.options.learning_ess
+        return poor and campaign.cost.total < campaign.plan.end // 2
 
     def _more_where_windows_disagree(self, windows: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """Return the windows' shares of the next draws, larger for those that do not agree with their neighbours."""

@@ -1,6 +1,7 @@
 """Molecular dynamics of umbrella windows and free walkers, from given configurations, with every evaluation counted.
 
-A walker that blows up is started again gently, and set aside with the reason if it blows up again; the others go on.
+A walker that blows up, or turns a bond or centre that it has to keep, is started again gently, and set aside with the
+reason if it does so again; the others go on.
 Those whose worker died, hung or sent nothing usable are done once more, one by one, from the same seeds.
 """
 
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import openmm
 
-from .engine import Blowup, Engine, MDSettings, copy_vectors, engine_for, refuse_blowup
+from .engine import Blowup, Engine, MDSettings, copy_vectors, engine_for, refuse_blowup, refuse_changed
 from .executors import Pace, SerialExecutor, UnitCounts, run_safely
 
 __all__ = ["Evaluations", "MDSettings", "Segment", "SegmentResult", "evaluate", "evaluate_safely", "run_segments"]
@@ -45,6 +46,7 @@ class Segment:
     pull_steps, equilibration_steps : integration steps without frames
     steps : integration steps with a frame after every `frame_interval` of them
     seed : non-negative; the segment's own source of velocities and noise
+    relax : begin with a descent, and equilibrate with a shorter time step, as a walker that is started again does
     """
 
     walker: int
@@ -58,6 +60,7 @@ class Segment:
     steps: int
     frame_interval: int
     seed: int
+    relax: bool = False
 
     def __post_init__(self) -> None:
         cvs = np.shape(self.center)
@@ -281,7 +284,7 @@ def _run_segment(engine: Engine, segment: Segment) -> SegmentResult:
     reasons = []
     for retries in (0, 1):
         try:
-            frames = _attempt(engine, segment, gentle=bool(retries))
+            frames = _attempt(engine, segment, gentle=segment.relax or bool(retries))
         except (Blowup, openmm.OpenMMException) as error:
             reasons.append(str(error))
             continue
@@ -305,8 +308,10 @@ def _attempt(engine: Engine, segment: Segment, gentle: bool) -> tuple[np.ndarray
     start = segment.center if segment.pull_from is None else segment.pull_from
     engine.set_umbrella(start, segment.force_constants)
     engine.place(segment.positions)
+    engine.refuse_changed("at the start")
     if gentle:
         engine.quench(QUENCH_STEPS)
+        engine.refuse_changed("in the descent")
     if gentle or segment.velocities is None:
         engine.draw_velocities(velocity_seed)
     else:
@@ -320,11 +325,13 @@ def _attempt(engine: Engine, segment: Segment, gentle: bool) -> tuple[np.ndarray
                 engine.set_umbrella(start + fraction * (segment.center - start), segment.force_constants)
                 engine.step(steps)
             lowest = engine.check(lowest, "in the pull")
+            engine.refuse_changed("in the pull")
         # what a descent has cooled is no sample of the ensemble until it has run for as long as the frames will take
         equilibration = max(segment.equilibration_steps, segment.steps) if gentle else segment.equilibration_steps
         if equilibration:
             engine.step(equilibration * factor)
             lowest = engine.check(lowest, "in the equilibration")
+            engine.refuse_changed("in the equilibration")
     return _record(engine, segment, lowest)
 
 
@@ -344,6 +351,7 @@ def _record(engine: Engine, segment: Segment, lowest: float) -> tuple[np.ndarray
         lowest = min(lowest, energy)
     if not (np.isfinite(forces).all() and np.isfinite(positions).all()):
         raise Blowup("a position or force was not finite")
+    refuse_changed(engine.settings.stereo, positions, "in the run")
     return positions, energies, forces
 
 

@@ -17,7 +17,8 @@ from openmm import app, unit
 from scipy.spatial.transform import Rotation
 
 from .cv_checks import check_bonds_and_lines, refuse_constant
-from .cvs import CollectiveVariable, ExpressionCV, Position, as_cvs
+from .cvs import CollectiveVariable, ExpressionCV, Position, Torsion, as_cvs
+from .stereo import Stereo, stiff_bonds
 from .units import InputError, strip_units
 from .velocities import INTEGRATORS, IntegratorKind
 
@@ -176,6 +177,19 @@ class MolecularSystem:
     def mdtraj_topology(self) -> mdtraj.Topology:
         """The topology for mdtraj."""
         return mdtraj.Topology.from_openmm(self.topology)
+
+    @cached_property
+    def stereo(self) -> Stereo:
+        """The cis/trans states and the handedness at `positions`, which no configuration may change; see `Stereo`."""
+        return Stereo() if self.tied else Stereo.of(self.topology, self.system, self.positions, self.cvs)
+
+    @cached_property
+    def stiff_cvs(self) -> tuple[tuple[int, ...], ...]:
+        """The atoms of the CVs that are torsions about double or amide bonds."""
+        if self.tied:
+            return ()
+        bonds = {frozenset(quad[1:3]) for quad, _ in stiff_bonds(self.topology, self.system)}
+        return tuple(cv.atoms for cv in self.cvs if isinstance(cv, Torsion) and frozenset(cv.atoms[1:3]) in bonds)
 
     @cached_property
     def masses(self) -> np.ndarray:

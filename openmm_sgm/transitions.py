@@ -10,6 +10,7 @@ the sign of it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -204,6 +205,11 @@ def estimate_transitions(
     groups : shape (n_bursts,); bursts of equal group (those from one configuration) are resampled together
     n_bootstrap : replicas for the errors
 
+    Warns
+    -----
+    UserWarning
+        where two cells or more that bursts move among are cut off from the largest set: they have no value.
+
     Raises
     ------
     InputError
@@ -219,21 +225,29 @@ def estimate_transitions(
     known = np.bincount(paths[:, 0], minlength=grid.n_cells) >= LEAST_MEMBERS
     if not known.any():
         raise InputError(f"no cell has {LEAST_MEMBERS} bursts: more are needed, or fewer cells")
-    known = _connected(paths, known)
+    labels = _joined(paths, known)
+    sizes = np.bincount(labels[known], minlength=labels.max() + 1)
+    known &= labels == sizes.argmax()
+    apart = np.sort(sizes)[-2] if len(sizes) > 1 else 0
+    if apart > 1:  # single cells at the edges are often cut off
+        warnings.warn(
+            f"bursts of {step * spacing:g} ps do not lead from a set of {apart} cells to the largest set, of "
+            f"{known.sum()}, and back: it is left out; start bursts between them, or take a longer lag",
+            stacklevel=2,
+        )
     inside = known[paths[:, 0]]
     paths, ids = paths[inside], ids[inside]
     weights = bootstrap_weights(paths[:, 0], ids, n_bootstrap, np.random.default_rng(seed))
     return TransitionModel(grid, float(step * spacing), known, paths, spacing, weights)
 
 
-def _connected(paths: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return the largest set of known cells that bursts over the lag lead to from each other and back."""
+def _joined(paths: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return a number for each cell, equal for known cells that bursts lead to from each other and back."""
     first, last = paths[:, 0], paths[:, -1]
     both = known[first] & (last >= 0) & known[last]
     n = len(known)
     matrix = np.bincount(first[both] * n + last[both], minlength=n * n).reshape(n, n)
-    labels = connected_components(matrix, directed=True, connection="strong")[1]
-    return np.asarray(known & (labels == np.bincount(labels[known]).argmax()))
+    return np.asarray(connected_components(matrix, directed=True, connection="strong")[1])
 
 
 def _solve(counts: np.ndarray, free: np.ndarray, right: np.ndarray) -> np.ndarray:

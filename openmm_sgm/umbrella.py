@@ -25,7 +25,7 @@ from .free_energy import Surface, estimate
 from .mbar import mbar_free_energies, settled_from
 from .options import SamplerOptions
 from .system import MolecularSystem
-from .velocities import make_integrator
+from .velocities import draw_velocities, make_integrator
 from .windows import WindowGrid
 
 __all__ = ["Snapshot", "Stopwatch", "replica_exchange", "surface_bins", "umbrella", "umbrella_seeded"]
@@ -310,7 +310,9 @@ def _coupled(campaign: Campaign, windows: np.ndarray, budget: int) -> None:
     cost = len(windows) * (EXCHANGE_STEPS + 1)
     if budget < cost:
         return
+    before = campaign.cost.simulation
     sampler = _exchange_sampler(campaign, windows)
+    budget -= campaign.cost.simulation - before
     context, groups = sampler.simulation.context, campaign.settings.physical_groups
     for _ in range(budget // cost):
         sampler.simulate(1)
@@ -365,8 +367,10 @@ def _exchange_sampler(campaign: Campaign, windows: np.ndarray) -> WindowExchange
     for k, window in enumerate(windows):
         walker = campaign.walkers[int(window)]
         context.setPositions(walker.positions)
+        for name, value in states[k].items():  # the force of the window's own umbrella belongs to its velocities
+            context.setParameter(name, value)
         if walker.velocities is None:
-            context.setVelocitiesToTemperature(settings.temperature_k, int(rng.integers(1, 2**31 - 1)))
+            campaign.cost.simulation += draw_velocities(context, settings.temperature_k, rng)
         else:
             context.setVelocities(walker.velocities)
         sampler.replicaConformation[k] = context.getState(

@@ -13,7 +13,7 @@ from openmm import unit
 
 from .generator import Generator, Samples
 from .importance import effective_sample_size
-from .inject import Chirality, impossible, log_importance
+from .inject import impossible, log_importance
 from .system import MolecularSystem
 from .units import thermal_energy
 from .velocities import draw_velocities
@@ -107,7 +107,7 @@ class UnbiasedMoves:
     ) -> None:
         self.molecule, self.grid, self.generator, self.labels = molecule, grid, generator, labels
         self.beta = 1 / thermal_energy(molecule.temperature_k)
-        self.chirality = Chirality.of(molecule.positions, molecule.bonds)
+        self.stereo = molecule.stereo
         self.statistics = MoveStatistics()
         self._stock_labels = np.zeros((0, len(molecule.cvs)))
         self._stock = generator.sample(grid.labels(self._stock_labels), np.zeros(0, dtype=int), 0)
@@ -194,7 +194,7 @@ class UnbiasedMoves:
             context.computeVirtualSites()
             energies[k] = self._energy(context, groups)
         log_weights = self._log_weight(positions, energies, labels, samples.log_density)
-        log_weights[impossible(samples._replace(positions=positions), energies, self.chirality) != ""] = -np.inf
+        log_weights[impossible(samples._replace(positions=positions), energies, self.stereo) != ""] = -np.inf
         return positions, log_weights
 
     def _energy(self, context: openmm.Context, groups: int) -> float:

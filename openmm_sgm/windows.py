@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ from .units import thermal_energy
 __all__ = ["WindowGrid"]
 
 PERIODIC_WINDOWS = 18
+STIFF_WINDOWS = 36
 WINDOWS = 12
 OVERLAP = 1.8
 """Default spacing of windows in units of an umbrella's own width √(kT/κ)."""
@@ -41,17 +42,26 @@ class WindowGrid:
     ladder: tuple[float, ...] = ()
 
     @staticmethod
-    def over(cvs: Sequence[CollectiveVariable], temperature_k: float, ladder: tuple[float, ...] = ()) -> WindowGrid:
+    def over(
+        cvs: Sequence[CollectiveVariable],
+        temperature_k: float,
+        ladder: tuple[float, ...] = (),
+        stiff: Container[tuple[int, ...]] = (),
+    ) -> WindowGrid:
         """Return the grid for `cvs`: what a CV does not say is 18 windows a period, or 12 over a range.
 
         A force constant that is not given makes neighbours overlap: the spacing is 1.8 widths of the umbrella. For
-        torsions at 300 K that is 66 kJ/mol/rad².
+        torsions at 300 K that is 66 kJ/mol/rad². An umbrella that is softer than a barrier is curved does not hold a
+        walker on it. Along a peptide bond that is 120 kJ/mol/rad² and more (a barrier of 60 over 90°): torsions whose
+        atoms are in `stiff` have 36 windows, of 265.
         """
         axes, constants = [], []
         for cv in cvs:
             assert cv.minimum is not None
             assert cv.maximum is not None
             count = cv.windows or (WINDOWS if cv.period is None else PERIODIC_WINDOWS)
+            if not (cv.windows or cv.force_constant) and tuple(cv.atoms) in stiff:
+                count = STIFF_WINDOWS
             spacing = (cv.maximum - cv.minimum) / count
             axes.append(cv.minimum + (np.arange(count) + 0.5) * spacing)
             constants.append(cv.force_constant or thermal_energy(temperature_k) * (OVERLAP / spacing) ** 2)

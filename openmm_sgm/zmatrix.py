@@ -1,4 +1,10 @@
-"""Z-matrices over the bond graph: which atoms place which, and the map between positions and internal coordinates."""
+"""Z-matrices over the bond graph: which atoms place which, and the map between positions and internal coordinates.
+
+The atom that closes a ring is placed by its two bonds into the ring and a torsion about the line between the atoms that
+they lead to. Placed by a bond, an angle and a torsion along the chain, its other bond, as stiff as any, would be a
+crooked function of all of the ring's coordinates: generated configurations of capped proline then counted for a third
+(measured).
+"""
 
 from __future__ import annotations
 
@@ -11,10 +17,19 @@ import torch
 
 from .units import InputError
 
-__all__ = ["ZMatrix", "body_frame", "build_z_matrix", "internal_coordinates", "place_atoms"]
+__all__ = [
+    "ZMatrix",
+    "body_frame",
+    "build_z_matrix",
+    "internal_coordinates",
+    "log_volume_element",
+    "out_of_reach",
+    "place_atoms",
+]
 
 HEAVY = 1.5
 """amu; atoms below are hydrogens."""
+FLAT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -27,12 +42,15 @@ class ZMatrix:
     references : int64, shape (n, 3); for atom i its parent, grandparent and third reference, −1 where there is none
     constant_bonds : float64, shape (n,), nm; the constrained length, NaN for a bond that is a coordinate
     cv_torsions : int64, shape (n,); index of the CV that the torsion of this placement is, −1 for none
+    closing : bool, shape (n,); where the second reference is bonded to the atom, and not to the first: instead of the
+        angle, the coordinate is the length of that bond
     """
 
     order: np.ndarray
     references: np.ndarray
     constant_bonds: np.ndarray
     cv_torsions: np.ndarray
+    closing: np.ndarray
 
 
 def build_z_matrix(
@@ -69,14 +87,14 @@ def build_z_matrix(
     heavy = [a for a in real if masses[a] > HEAVY]
     roots = dict.fromkeys([a for a in heavy if sum(b in heavy for b in neighbours[a]) <= 1] + heavy + real)
     candidates = [_place_from(root, neighbours, masses, torsion_cvs) for root in roots]
-    order, references, cv_torsions = max(candidates, key=lambda c: sum(k >= 0 for k in c[2]))
+    order, references, cv_torsions, closing = max(candidates, key=lambda c: sum(k >= 0 for k in c[2]))
     lengths = {frozenset((int(i), int(j))): float(length) for i, j, length in constraints}
     constant = np.full(len(order), np.nan)
     for row in range(1, len(order)):
         constant[row] = lengths.pop(frozenset((order[row], references[row][0])), np.nan)
     if lengths:
         raise InputError("constraints that close a ring are not supported; use constraints = 'HBonds'")
-    return ZMatrix(np.array(order), np.array(references), constant, np.array(cv_torsions))
+    return ZMatrix(np.array(order), np.array(references), constant, np.array(cv_torsions), np.array(closing))
 
 
 def _bonded_piece(start: int, neighbours: dict[int, list[int]]) -> set[int]:
@@ -93,8 +111,8 @@ def _place_from(
     neighbours: dict[int, list[int]],
     masses: np.ndarray,
     torsion_cvs: Sequence[tuple[int, ...] | None],
-) -> tuple[list[int], list[tuple[int, int, int]], list[int]]:
-    """Place atoms breadth first from `root`: (order, references, CV index per torsion)."""
+) -> tuple[list[int], list[tuple[int, int, int]], list[int], list[bool]]:
+    """Place atoms breadth first from `root`: (order, references, CV index per torsion, whether it closes a ring)."""
     wanted = {}
     for k, atoms in enumerate(torsion_cvs):
         if atoms is not None:
@@ -110,14 +128,18 @@ def _place_from(
     first_child: dict[int, int] = {}
     sibling: dict[int, int] = {}  # the first child that others of the same centre are placed against
     references = [(-1, -1, -1)]
-    cv_index = [-1]
+    cv_index, closing = [-1], [False]
     queue: deque[int] = deque()
 
     def place(atom: int, centre: int) -> None:
         """Choose references of `atom`, bonded to the already placed `centre`."""
         b = parent[centre] if parent[centre] >= 0 else first_child.get(centre, -1)
         a, cv = -1, -1
-        if b >= 0 and centre in sibling:
+        ring = [n for n in neighbours[atom] if n in parent and n not in (centre, b)]
+        if b >= 0 and ring and not any((atom, centre, b, n) in wanted for n in neighbours[b]):
+            a, b = b, ring[0]
+            sibling[atom] = b  # what hangs on the atom is placed against its other bond into the ring
+        elif b >= 0 and centre in sibling:
             a = sibling[centre]
         elif b >= 0:
             options = [n for n in neighbours[b] if n != centre and n in parent]
@@ -131,6 +153,7 @@ def _place_from(
         order.append(atom)
         references.append((centre, b, a))
         cv_index.append(cv if cv not in cv_index else -1)
+        closing.append(b in ring)
         queue.append(atom)
 
     children = sorted(neighbours[root], key=priority)
@@ -148,11 +171,14 @@ def _place_from(
         for atom in sorted(neighbours[centre], key=priority):
             if atom not in parent:
                 place(atom, centre)
-    return order, references, cv_index
+    return order, references, cv_index, closing
 
 
 def internal_coordinates(positions: torch.Tensor, z_matrix: ZMatrix) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return bonds (n, m−1), angles (n, m−2) and torsions (n, m−3) of placed atoms; positions (n, atoms, 3) nm."""
+    """Return bonds (n, m−1), angles (n, m−2) and torsions (n, m−3) of placed atoms; positions (n, atoms, 3) nm.
+
+    In place of the angle of an atom that closes a ring stands the length of its second bond, nm.
+    """
     order, refs = torch.as_tensor(z_matrix.order), torch.as_tensor(z_matrix.references)
     r0, r1 = positions[:, order[1:]], positions[:, refs[1:, 0]]
     bonds = (r0 - r1).norm(dim=-1)
@@ -161,6 +187,10 @@ def internal_coordinates(positions: torch.Tensor, z_matrix: ZMatrix) -> tuple[to
     v = v / v.norm(dim=-1, keepdim=True)
     # atan2 of the half-angle form is accurate near 0 and π, where acos is not
     angles = 2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1))
+    closing = torch.as_tensor(z_matrix.closing[2:])
+    if closing.any():
+        second = (positions[:, order[2:]] - positions[:, refs[2:, 1]]).norm(dim=-1)
+        angles = torch.where(closing, second, angles)
     b1 = positions[:, refs[3:, 1]] - positions[:, refs[3:, 2]]
     b2 = positions[:, refs[3:, 0]] - positions[:, refs[3:, 1]]
     b3 = positions[:, order[3:]] - positions[:, refs[3:, 0]]
@@ -184,6 +214,7 @@ def place_atoms(
     else:
         placed[order[2]] = torch.stack([x, y, zero], -1)
     sin_a, cos_a = torch.sin(angles), torch.cos(angles)
+    closing = z_matrix.closing.tolist()
     sin_t, cos_t = torch.sin(torsions), torch.cos(torsions)
     for i in range(3, len(order)):
         c, b, a = (placed[k] for k in refs[i])
@@ -193,9 +224,46 @@ def place_atoms(
         normal = normal / normal.norm(dim=-1, keepdim=True)
         e2 = torch.linalg.cross(normal, e1)
         r, st, ct = bonds[:, i - 1, None], sin_a[:, i - 2, None], cos_a[:, i - 2, None]
+        if closing[i]:
+            ct = _cosine_between(r, (c - b).norm(dim=-1, keepdim=True), angles[:, i - 2, None])
+            st = torch.sqrt(1 - ct**2)
         placed[order[i]] = c + r * (-ct * e1 + st * (cos_t[:, i - 3, None] * e2 + sin_t[:, i - 3, None] * normal))
     sites = torch.stack([zero, zero, zero], -1)
     return torch.stack([placed.get(atom, sites) for atom in range(n_atoms)], dim=1)
+
+
+def log_volume_element(
+    bonds: torch.Tensor, angles: torch.Tensor, positions: torch.Tensor, z_matrix: ZMatrix
+) -> torch.Tensor:
+    """Return the log of the volume in positions of a unit of bonds, angles and torsions, shape (n,); no rotation.
+
+    Π b² sin θ; for an atom that closes a ring by bonds of lengths b and b' to atoms d apart, b b'/d.
+    """
+    closing = torch.as_tensor(z_matrix.closing[2:])
+    if not closing.any():
+        return 2 * torch.log(bonds).sum(1) + torch.log(torch.sin(angles)).sum(1)
+    refs = torch.as_tensor(z_matrix.references[2:])[closing]
+    apart = (positions[:, refs[:, 0]] - positions[:, refs[:, 1]]).norm(dim=-1)
+    rings = torch.log(angles[:, closing]) - torch.log(bonds[:, 1:][:, closing]) - torch.log(apart)
+    return 2 * torch.log(bonds).sum(1) + torch.log(torch.sin(angles[:, ~closing])).sum(1) + rings.sum(1)
+
+
+def out_of_reach(bonds: torch.Tensor, angles: torch.Tensor, positions: torch.Tensor, z_matrix: ZMatrix) -> torch.Tensor:
+    """Return whether a ring cannot be closed: two bonds do not span the distance between the atoms that they lead to,
+    or the difference of the two is longer than it; bool, shape (n,)."""
+    closing = torch.as_tensor(z_matrix.closing[2:])
+    refs = torch.as_tensor(z_matrix.references[2:])[closing]
+    apart = (positions[:, refs[:, 0]] - positions[:, refs[:, 1]]).norm(dim=-1)
+    first, second = bonds[:, 1:][:, closing], angles[:, closing]
+    inside = (apart < first + second) & (apart > (first - second).abs())
+    return ~inside.all(1)
+
+
+def _cosine_between(first: torch.Tensor, apart: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the cosine of the angle between the sides `first` and `apart` of a triangle, `second` opposite to it;
+    where there is no such triangle, nearly that of a flat one."""
+    cosine = (first**2 + apart**2 - second**2) / (2 * first * apart)
+    return cosine.clamp(-1 + FLAT, 1 - FLAT)
 
 
 def body_frame(positions: torch.Tensor, z_matrix: ZMatrix) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from concurrent.futures import Future
 from pathlib import Path
@@ -85,7 +86,9 @@ def test_density_integrates_to_one(three_atoms: tuple[Generator, np.ndarray], mo
     assert integral(generator, label, 30) == pytest.approx(1.0, abs=0.01)
     with monkeypatch.context() as patch:
         patch.setattr(
-            Representation, "_log_volume", lambda self, bonds, angles, labels: torch.zeros(len(bonds)).double()
+            Representation,
+            "_log_volume",
+            lambda self, bonds, angles, positions, labels: torch.zeros(len(bonds)).double(),
         )
         assert abs(integral(generator, label, 20) - 1) > 0.1
     with monkeypatch.context() as patch:
@@ -206,3 +209,16 @@ def test_draws_that_a_worker_fails_at_twice_are_marked_and_the_others_stay(
     for column, all_of_it in zip(some, whole, strict=True):
         np.testing.assert_array_equal(column[~lost], all_of_it[~lost])
     assert (units.run, units.retried, units.set_aside) == (3, 1, 1)
+
+
+def test_weights_that_are_not_contiguous_are_saved_as_they_are(three_atoms: tuple[Generator, np.ndarray]) -> None:
+    """`safetensors.numpy.save` writes the memory of such an array in the order in which it lies there, transposed."""
+    generator = three_atoms[0]
+    network = copy.deepcopy(generator.network)
+    weights = network.get_parameter("condition.0.weight")
+    wanted = weights.detach().clone()
+    weights.data = wanted.T.contiguous().T
+    assert not network.state_dict()["condition.0.weight"].is_contiguous()
+    tensors, header = Generator(generator.representation, network, generator.steps).to_bytes()
+    found = Generator.from_bytes(tensors, header).network.state_dict()["condition.0.weight"]
+    torch.testing.assert_close(found, wanted)

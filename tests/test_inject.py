@@ -1,4 +1,4 @@
-"""Metropolis moves against the exact stationary distribution, importance weights, refusals, handedness, the ledger."""
+"""Metropolis moves against the exact stationary distribution, importance weights, refusals, the ledger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from openmm_sgm.generator import Samples
-from openmm_sgm.inject import Chirality, Ledger, LedgerRow, impossible, log_importance, metropolis_chain
+from openmm_sgm.inject import Ledger, LedgerRow, impossible, log_importance, metropolis_chain
 from openmm_sgm.system import MolecularSystem
 
 # The chain on a space of six states
@@ -229,105 +229,32 @@ def test_a_bias_or_factor_that_is_not_finite_weighs_nothing(which: int, value: f
     assert found[1] == -2.0
 
 
-# Handedness
-
-
-@pytest.fixture(scope="module")
-def chirality(alanine: MolecularSystem) -> Chirality:
-    return Chirality.of(alanine.positions, alanine.bonds)
-
-
-def rotations(n: int, seed: int) -> np.ndarray:
-    """Return random proper rotations, shape (n, 3, 3)."""
-    q = np.linalg.qr(np.random.default_rng(seed).normal(size=(n, 3, 3)))[0]
-    return q * np.linalg.det(q)[:, None, None]
-
-
-def test_chirality_is_that_of_every_atom_with_four_neighbours(alanine: MolecularSystem, chirality: Chirality) -> None:
-    assert chirality.centres[:, 0].tolist() == [1, 8, 10, 18]
-    assert chirality.centres.dtype == np.int64
-    assert set(np.abs(chirality.signs)) == {1.0}
-    bonded = {frozenset(pair) for pair in alanine.bonds.tolist()}
-    for centre, *arms in chirality.centres.tolist():
-        assert len(set(arms)) == 3
-        assert all(frozenset((centre, arm)) in bonded for arm in arms)
-    shuffled = np.random.default_rng(16).permuted(alanine.bonds, axis=1)[::-1]
-    again = Chirality.of(alanine.positions, shuffled)
-    np.testing.assert_array_equal(again.centres, chirality.centres)
-    np.testing.assert_array_equal(again.signs, chirality.signs)
-
-
-def test_chirality_survives_motion_and_conformation(
-    alanine: MolecularSystem, chirality: Chirality, alanine_conformations: np.ndarray
-) -> None:
-    kept = chirality.kept(alanine_conformations)
-    assert kept.shape == (24,)
-    assert kept.dtype == bool
-    assert kept.all()
-    moved = alanine.positions @ rotations(20, 17) + np.random.default_rng(18).normal(scale=50, size=(20, 1, 3))
-    assert chirality.kept(moved).all()
-    assert chirality.kept(alanine_conformations[:0]).shape == (0,)
-
-
-def test_mirroring_changes_chirality(chirality: Chirality, alanine_conformations: np.ndarray) -> None:
-    assert not chirality.kept(-alanine_conformations).any()
-    assert not chirality.kept(alanine_conformations * [1.0, 1.0, -1.0]).any()
-    assert chirality.kept(alanine_conformations * [-1.0, 1.0, -1.0]).all(), "two mirrors are a rotation"
-    mixed = alanine_conformations.copy()
-    mixed[::2] *= -1
-    np.testing.assert_array_equal(chirality.kept(mixed), np.arange(24) % 2 == 1)
-
-
-@pytest.mark.parametrize("pair", [(9, 10), (6, 14), (11, 12), (0, 3), (20, 21)], ids=str)
-def test_two_neighbours_swapped_change_chirality(
-    pair: tuple[int, int], chirality: Chirality, alanine_conformations: np.ndarray
-) -> None:
-    swapped = alanine_conformations.copy()
-    swapped[:, list(pair)] = alanine_conformations[:, list(pair[::-1])]
-    assert not chirality.kept(swapped).any()
-
-
-def test_a_molecule_without_centres_keeps_its_chirality() -> None:
-    water = np.array([[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]])
-    chirality = Chirality.of(water, np.array([[0, 1], [0, 2]]))
-    assert chirality.centres.shape == (0, 4)
-    assert chirality.signs.shape == (0,)
-    assert chirality.kept(np.stack([water, -water])).all()
-
-
-def test_configurations_that_are_not_finite_do_not_keep_their_chirality(
-    alanine: MolecularSystem, chirality: Chirality
-) -> None:
-    x = np.repeat(alanine.positions[None], 2, axis=0)
-    x[0] = np.nan
-    assert chirality.kept(x).tolist() == [False, True]
-
-
 # Refusals
 
 
-def test_reasons_why_a_configuration_is_impossible(alanine: MolecularSystem, chirality: Chirality) -> None:
+def test_reasons_why_a_configuration_is_impossible(alanine: MolecularSystem) -> None:
+    stereo = alanine.stereo
     x = np.repeat(alanine.positions[None], 9, axis=0)
     x[[4, 6, 8]] *= -1
     valid = np.array([True, True, True, True, True, False, False, True, True])
     energies = np.array([-100.0, np.nan, np.inf, -np.inf, 0.0, 0.0, np.nan, 1e12, np.nan])
     samples = Samples(x, np.zeros(9), valid, np.zeros(9, dtype=np.int64))
-    reasons = impossible(samples, energies, chirality)
+    changed = "the centre ACE1-CH3 has changed its handedness"
+    reasons = impossible(samples, energies, stereo)
     assert reasons.shape == (9,)
     assert reasons.tolist() == [
         "",
         "energy not finite",
         "energy not finite",
         "energy not finite",
-        "chirality changed",
+        changed,
         "outside the representation",
         "outside the representation",
         "",
-        "chirality changed",
+        changed,
     ]
-    assert (
-        impossible(Samples(x[:0], np.zeros(0), np.zeros(0, bool), np.zeros(0, int)), np.zeros(0), chirality).size == 0
-    )
+    none = Samples(x[:0], np.zeros(0), np.zeros(0, bool), np.zeros(0, int))
+    assert impossible(none, np.zeros(0), stereo).size == 0
 
 
 # The ledger

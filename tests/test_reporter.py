@@ -176,3 +176,22 @@ def test_bad_arguments_and_simulations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="remove the barostat"):
         simulation.step(1)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_position_is_recorded_where_it_is(tmp_path: Path) -> None:
+    """Particles that are tied to a place are not centred before their CVs are computed; seen to fail when they are."""
+    topology = app.Topology()
+    topology.addAtom("A", app.element.carbon, topology.addResidue("X", topology.addChain()))
+    system, well = openmm.System(), openmm.CustomExternalForce("10*((x-1)^2+y^2+z^2)")
+    system.addParticle(12.0)
+    well.addParticle(0, [])
+    system.addForce(well)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(topology, system, openmm.LangevinMiddleIntegrator(300, 1, 0.002), platform)
+    simulation.context.setPositions([[1, 0, 0]])
+    place = sgm.Position("x", (0,), "x", minimum=-3.0, maximum=3.0)
+    simulation.reporters.append(sgm.FrameReporter(tmp_path / "frames", 10, [place]))
+    simulation.step(50)
+    simulation.reporters.pop().close()
+    frames = sgm.load_frames(tmp_path / "frames")
+    np.testing.assert_allclose(frames.cvs, frames.positions[:, 0, :1], atol=1e-6)

@@ -18,7 +18,7 @@ from openmm_sgm.representation import ROTOR_SCALE, Representation, fit_represent
 from openmm_sgm.system import MolecularSystem
 from openmm_sgm.units import thermal_energy
 from openmm_sgm.windows import WindowGrid
-from openmm_sgm.zmatrix import build_z_matrix
+from openmm_sgm.zmatrix import build_z_matrix, internal_coordinates, log_volume_element, out_of_reach, place_atoms
 
 Case = tuple[MolecularSystem, Representation, np.ndarray, np.ndarray]
 
@@ -174,6 +174,45 @@ def test_volume_element_is_the_determinant_of_the_map(case: Case) -> None:
     for broken in (2 * torch.log(bonds).sum(1), torch.log(torch.sin(angles)).sum(1)):
         off = difference - broken.numpy()
         assert np.ptp(off) > 1e-3
+
+
+def test_the_volume_element_knows_how_a_ring_is_closed(proline: MolecularSystem) -> None:
+    """Broken on purpose: with b² sin θ for the closing atom as for the others, the comparison fails."""
+    z = build_z_matrix(proline.n_atoms, proline.bonds, proline.masses, (), [None, None])
+    assert z.closing.sum() == 1
+    rng = np.random.default_rng(4)
+    x = torch.as_tensor(proline.positions + rng.normal(scale=0.004, size=(4, proline.n_atoms, 3)))
+    bonds, angles, torsions = internal_coordinates(x, z)
+    sizes = [bonds.shape[1], angles.shape[1], torsions.shape[1]]
+
+    def positions(q: torch.Tensor) -> torch.Tensor:
+        return place_atoms(*(part[None] for part in q.split(sizes)), z, proline.n_atoms)[0].flatten()
+
+    exact = []
+    for row in torch.cat([bonds, angles, torsions], dim=1):
+        columns = [torch.autograd.functional.jacobian(positions, row)]
+        placed = positions(row).reshape(-1, 3)
+        for axis in torch.eye(3, dtype=torch.float64):
+            columns.append(axis.repeat(len(placed))[:, None])
+            columns.append(torch.linalg.cross(axis.expand_as(placed), placed).flatten()[:, None])
+        exact.append(float(torch.linalg.slogdet(torch.cat(columns, dim=1))[1]))
+    difference = log_volume_element(bonds, angles, x, z).numpy() - np.array(exact)
+    np.testing.assert_allclose(difference, difference[0], atol=1e-7)
+    along_a_chain = replace(z, closing=np.zeros_like(z.closing))
+    wrong = log_volume_element(*internal_coordinates(x, along_a_chain)[:2], x, along_a_chain).numpy() - np.array(exact)
+    assert np.ptp(wrong) > 1e-2
+
+
+def test_a_ring_that_cannot_be_closed_is_no_configuration(proline: MolecularSystem) -> None:
+    z = build_z_matrix(proline.n_atoms, proline.bonds, proline.masses, (), [None, None])
+    x = torch.as_tensor(proline.positions[None])
+    bonds, angles, torsions = internal_coordinates(x, z)
+    column = int(np.flatnonzero(z.closing[2:])[0])
+    for length in (0.02, 0.9):
+        wrong = angles.clone()
+        wrong[:, column] = length
+        assert out_of_reach(bonds, wrong, place_atoms(bonds, wrong, torsions, z, proline.n_atoms), z).all()
+    assert not out_of_reach(bonds, angles, x, z).any()
 
 
 def _bonds_and_angles(representation: Representation, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

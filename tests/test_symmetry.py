@@ -10,7 +10,6 @@ import openmm
 import pytest
 
 from openmm_sgm.cvs import CollectiveVariable, Torsion
-from openmm_sgm.inject import Chirality
 from openmm_sgm.simulate import MDSettings, evaluate
 from openmm_sgm.symmetry import permuted, threefold_rotors
 from openmm_sgm.system import MolecularSystem
@@ -130,13 +129,13 @@ def test_permuted_keeps_the_set_of_positions_and_the_handedness(alanine: Molecul
     assert (after != many).any(axis=(1, 2)).mean() > 0.9
     for old, new in zip(many, after, strict=True):
         np.testing.assert_array_equal(np.sort(old.view("f8,f8,f8").ravel()), np.sort(new.view("f8,f8,f8").ravel()))
-    chirality = Chirality.of(alanine.positions, alanine.bonds)
-    assert chirality.centres[0].tolist() == [1, 0, 2, 3], "the handedness of a methyl group is that of its labels"
-    assert chirality.kept(many).all()
-    assert chirality.kept(after).all()
+    stereo = alanine.stereo
+    assert stereo.centres[0] == (1, 0, 2, 3), "the handedness of a methyl group is that of its labels"
+    assert stereo.kept(many).all()
+    assert stereo.kept(after).all()
     swapped = many.copy()
     swapped[:, [11, 12]] = many[:, [12, 11]]
-    assert not chirality.kept(swapped).any(), "a swap would be noticed"
+    assert not stereo.kept(swapped).any(), "a swap would be noticed"
 
 
 def test_permuted_keeps_the_energy_and_turns_forces_alike(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import openmm
 import pytest
-from conftest import reference_context
 
 from openmm_sgm.system import MolecularSystem
 from openmm_sgm.units import thermal_energy
@@ -18,7 +17,9 @@ PARTICLES, DRAWS, STEPS = 2000, 20, 40
 KT = thermal_energy(TEMPERATURE_K)
 
 
-def excess_energy(draw: Callable[[openmm.Context, int], object]) -> tuple[float, float]:
+def excess_energy(
+    draw: Callable[[openmm.Context, int], object], integrator: openmm.Integrator | None = None
+) -> tuple[float, float]:
     """Return the mean potential energy of harmonic oscillators in the steps after a draw over ½kT, minus 1, and its
     standard error; their positions are drawn from the exact ensemble."""
     constant = MASS * (OMEGA_DT / TIME_STEP_PS) ** 2
@@ -28,8 +29,9 @@ def excess_energy(draw: Callable[[openmm.Context, int], object]) -> tuple[float,
         system.addParticle(MASS)
         well.addParticle(index, [])
     system.addForce(well)
-    integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, 1.0, TIME_STEP_PS)
-    integrator.setRandomNumberSeed(1)
+    if integrator is None:
+        integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, 1.0, TIME_STEP_PS)
+        integrator.setRandomNumberSeed(1)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
     rng = np.random.default_rng(7)
     means = []
@@ -52,6 +54,16 @@ def test_harmonic_oscillators_stay_in_their_ensemble() -> None:
     mean, error = excess_energy(lambda context, k: context.setVelocitiesToTemperature(TEMPERATURE_K, k + 1))
     assert mean > 5 * error
     assert mean == pytest.approx(OMEGA_DT**2 / 8, rel=0.3)
+
+
+def test_leapfrog_without_a_thermostat_keeps_its_ensemble() -> None:
+    """A VerletIntegrator holds velocities of half a step earlier as well; over whole periods it remembers them."""
+    steps = openmm.VerletIntegrator(TIME_STEP_PS)
+    mean, error = excess_energy(
+        lambda context, k: draw_velocities(context, TEMPERATURE_K, np.random.default_rng(k)), steps
+    )
+    assert abs(mean) < 4 * error
+    assert error < 0.005
 
 
 def test_velocities_of_a_molecule(alanine: MolecularSystem) -> None:
@@ -77,7 +89,8 @@ def test_velocities_of_a_molecule(alanine: MolecularSystem) -> None:
 
 
 def test_other_integrators_get_openmms_own(alanine: MolecularSystem) -> None:
-    context = reference_context(alanine.system)
+    integrator = openmm.NoseHooverIntegrator(TEMPERATURE_K, 1.0, TIME_STEP_PS)
+    context = openmm.Context(alanine.system, integrator, openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(alanine.positions)
     draw_velocities(context, TEMPERATURE_K, np.random.default_rng(3))
     ours = context.getState(velocities=True).getVelocities(asNumpy=True)._value

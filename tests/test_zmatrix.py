@@ -87,20 +87,27 @@ def assert_well_placed(z: ZMatrix, bonds: np.ndarray, masses: np.ndarray) -> Non
     real = np.flatnonzero(np.asarray(masses) > 0)
     assert sorted(z.order.tolist()) == real.tolist(), "every atom with mass is placed once, and no other"
     assert z.references.shape == (len(real), 3)
-    assert z.constant_bonds.shape == z.cv_torsions.shape == (len(real),)
+    assert z.constant_bonds.shape == z.cv_torsions.shape == z.closing.shape == (len(real),)
     bonded = {frozenset((int(i), int(j))) for i, j in bonds}
     present = [(z.references[row] >= 0).tolist() for row in range(len(real))]
     wanted = [[False, False, False], [True, False, False], [True, True, False]]
     assert present == wanted[: len(real)] + [[True] * 3] * (len(real) - 3)
     placed: set[int] = set()
     first_sibling: dict[int, int] = {}
-    for atom, references in zip(z.order.tolist(), z.references.tolist(), strict=True):
+    for atom, references, closing in zip(z.order.tolist(), z.references.tolist(), z.closing.tolist(), strict=True):
         c, b, a = references
         used = [r for r in references if r >= 0]
         assert set(used) <= placed, "references are placed before"
         assert len({atom, *used}) == 1 + len(used), "no atom is used twice"
         if c >= 0:
             assert frozenset((atom, c)) in bonded, "an atom hangs on a bond"
+        if closing:
+            assert frozenset((atom, b)) in bonded, "it has two bonds into the ring"
+            assert frozenset((c, a)) in bonded, "and is placed against the ring"
+            first_sibling[atom] = b
+            first_sibling.setdefault(c, atom)
+            placed.add(atom)
+            continue
         if b >= 0:
             assert frozenset((c, b)) in bonded, "its angle is one of two bonds"
         if c in first_sibling:
@@ -200,16 +207,17 @@ def test_both_torsions_of_alanine_are_coordinates(alanine: MolecularSystem) -> N
         assert (z.order[row], *z.references[row]) in (atoms, atoms[::-1])
 
 
-def test_psi_of_proline_is_a_coordinate_and_its_distance_is_none(proline: MolecularSystem) -> None:
+def test_psi_of_proline_is_a_coordinate_and_the_ring_is_closed_by_a_bond(proline: MolecularSystem) -> None:
     z = molecule_z_matrix(proline)
     assert sorted(z.cv_torsions.tolist()) == [-1] * 25 + [0]
     (row,) = np.flatnonzero(z.cv_torsions == 0)
     assert (z.order[row], *z.references[row]) in ((6, 16, 18, 20), (20, 18, 16, 6))
-    # one bond of the ring is no coordinate
-    placed = {frozenset((int(a), int(c))) for a, c in zip(z.order[1:], z.references[1:, 0], strict=True)}
-    left = {frozenset(pair) for pair in proline.bonds.tolist()} - placed
-    assert len(left) == 1
-    assert left.pop() < {6, 7, 10, 13, 16}
+    # all bonds of the ring are coordinates: one atom has two
+    placed = [frozenset((int(a), int(c))) for a, c in zip(z.order[1:], z.references[1:, 0], strict=True)]
+    (row,) = np.flatnonzero(z.closing)
+    assert {int(z.order[row]), *z.references[row].tolist()} < {6, 7, 10, 13, 16}
+    placed.append(frozenset((int(z.order[row]), int(z.references[row, 1]))))
+    assert sorted(map(sorted, placed)) == sorted(map(sorted, {frozenset(pair) for pair in proline.bonds.tolist()}))
 
 
 def test_phi_and_psi_of_proline_can_both_be_coordinates(proline: MolecularSystem) -> None:
@@ -373,7 +381,10 @@ def test_coordinates_against_mdtraj(name: str, request: pytest.FixtureRequest) -
     fours = np.stack([a, b, c, z.order], axis=1)[3:]
     # mdtraj works in single precision
     np.testing.assert_allclose(bonds, mdtraj.compute_distances(trajectory, pairs), atol=1e-6)
-    np.testing.assert_allclose(angles, mdtraj.compute_angles(trajectory, triples), atol=2e-5)
+    expected = mdtraj.compute_angles(trajectory, triples)
+    closing = np.flatnonzero(z.closing[2:])
+    expected[:, closing] = mdtraj.compute_distances(trajectory, triples[closing][:, [0, 2]].reshape(-1, 2))
+    np.testing.assert_allclose(angles, expected, atol=2e-5)
     difference = torsions - mdtraj.compute_dihedrals(trajectory, fours)
     np.testing.assert_allclose(np.remainder(difference + np.pi, 2 * np.pi) - np.pi, 0, atol=2e-5)
 
