@@ -44,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     new.add_argument("--solvent", default="vacuum", metavar="S", help="vacuum (default) or obc, generalised Born")
     _add_trust(new)
     new.add_argument("--add-hydrogens", action="store_true", help="those missing at pH 7; added anyway if it has none")
+    new.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="S", help="of added hydrogens (default 1)")
 
     run = verbs.add_parser(
         "run",

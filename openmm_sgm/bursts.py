@@ -13,6 +13,7 @@ import openmm
 from openmm import app, unit
 
 from .cvs import CollectiveVariable, as_cvs
+from .dynamics import force_groups, temperature_of
 from .executors import SerialExecutor, run_units
 from .platforms import platform_properties
 from .units import InputError, one_line, strip_units
@@ -94,12 +95,13 @@ def run_bursts(
     cvs : one to three collective variables; those with a function of your own need one from a module where an executor
         of processes is used
     steps, interval : integration steps of a burst, and between stored values
-    temperature : K or a Quantity; needed where the integrator does not know it
+    temperature : K or a Quantity; needed where the simulation has no thermostat of any kind
 
     Raises
     ------
     InputError
-        for starts of another shape, steps that are no multiple of interval, or a temperature that is missing.
+        for starts of another shape, steps that are no multiple of interval, or a temperature that is missing or not
+        the thermostat's.
     """
     cvs = as_cvs(cvs)
     positions = np.asarray(strip_units(starts, unit.nanometer), dtype=float)
@@ -121,7 +123,7 @@ def run_bursts(
         "box": state.getPeriodicBoxVectors() if simulation.system.usesPeriodicBoundaryConditions() else None,
         "topology": mdtraj.Topology.from_openmm(simulation.topology),
         "cvs": cvs,
-        "temperature_k": _temperature(simulation.integrator, temperature),
+        "temperature_k": _temperature(simulation, temperature),
         "steps": steps,
         "interval": interval,
     }
@@ -140,15 +142,14 @@ def run_bursts(
     )
 
 
-def _temperature(integrator: openmm.Integrator, given: Any) -> float | None:
+def _temperature(simulation: app.Simulation, given: Any) -> float | None:
     """Return the temperature of velocities in K, or None where there are none."""
-    if isinstance(integrator, openmm.BrownianIntegrator):
+    temperature = temperature_of(simulation, given)
+    if isinstance(simulation.integrator, openmm.BrownianIntegrator):
         return None
-    if given is not None:
-        return float(strip_units(given, unit.kelvin))
-    if not hasattr(integrator, "getTemperature"):
-        raise InputError(f"{type(integrator).__name__} does not know its temperature: give it as temperature=")
-    return float(strip_units(integrator.getTemperature(), unit.kelvin))
+    if temperature is None:
+        raise InputError(f"{type(simulation.integrator).__name__} has no temperature: give it as temperature=")
+    return temperature
 
 
 def _run_unit(work: _Unit) -> tuple[np.ndarray, int, dict[int, str]]:
@@ -174,7 +175,7 @@ def _run_unit(work: _Unit) -> tuple[np.ndarray, int, dict[int, str]]:
             context.applyConstraints(CONSTRAINT_TOLERANCE)
             context.computeVirtualSites()
             if work.temperature_k is not None:
-                groups = integrator.getIntegrationForceGroups()
+                groups = force_groups(integrator)
                 evaluations += draw_velocities(context, work.temperature_k, rng, groups)
             for time in range(n_times):
                 if time:

@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .units import InputError, SamplingError
 
     try:
-        return _VERBS[options.command](options, shlex.join(["openmm-sgm", *given]))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _VERBS[options.command](options, shlex.join(["openmm-sgm", *given]))
     except InputError as error:
         print(_painted(f"openmm-sgm: {error}", RED), file=sys.stderr)
         return 2
@@ -190,6 +192,7 @@ def _new(options: argparse.Namespace, command: str) -> int:
         solvent=options.solvent,
         add_hydrogens=options.add_hydrogens,
         trust=options.trust,
+        seed=options.seed,
     )
     for k, torsion in enumerate(torsions):
         print(f"{'CV' if k < 2 else '  '} {torsion.name:12} {torsion.meaning}, atoms {list(torsion.atoms)}")
@@ -362,6 +365,13 @@ _VERBS: dict[str, Callable[[argparse.Namespace, str], int]] = {
     "report": _report,
     "completion": _completion,
 }
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Show a warning as a sentence; where in the program it was raised tells the user of a command nothing."""
+    print(_painted(f"warning: {message}", YELLOW), file=sys.stderr)
 
 
 def _painted(text: str, code: int) -> str:

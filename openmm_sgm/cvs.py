@@ -34,6 +34,7 @@ __all__ = [
     "Torsion",
     "as_cvs",
     "from_bias_variable",
+    "strip_values",
 ]
 
 MAXIMUM_CVS = 3
@@ -46,6 +47,9 @@ FORCE_CONSTANTS = (1e-12, 1e12)
 RESERVED_NAMES = ("free_energy_kj_mol", "std_error_kj_mol", "log_weight")
 Values = Callable[[mdtraj.Trajectory], np.ndarray]
 Unit = Literal["rad", "nm", ""]
+HALF_TURN = math.pi + 1e-6
+FULL_TURN = 2 * math.pi + 1e-6
+IN_RADIANS = "angles are in radians, or Quantities such as -60*openmm.unit.degrees"
 _UNITS: dict[str, units.Unit] = {"rad": units.radian, "nm": units.nanometer, "": units.dimensionless}
 
 
@@ -131,6 +135,10 @@ class CollectiveVariable(ABC):
         """Windows along this CV: where it does not say, 18 a period, or 12 over a range."""
         return self.windows or (WINDOWS if self.period is None else PERIODIC_WINDOWS)
 
+    def for_system(self, n_atoms: int) -> CollectiveVariable:
+        """Return the CV in a system of so many atoms: itself, but for what must know their number."""
+        return self
+
     @abstractmethod
     def force(self) -> openmm.Force:
         """Return a new force whose energy, as a number in kJ/mol, is the value of the CV."""
@@ -163,10 +171,18 @@ class CollectiveVariable(ABC):
         return self.wrap(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64))
 
     def strip_units(self, value: Any) -> float:
-        """Return a value of the CV, a number or a Quantity, as a number in `unit`, or raise `InputError`."""
+        """Return a value of the CV, a number or a Quantity, as a number in `unit`, or raise `InputError`.
+
+        A bare number for an angle that is larger than a full turn, and than all values of the CV, is one in degrees.
+        """
         number = _number(self.name, "a value", value, _UNITS[self.unit])
         if number is None:
             raise InputError(f"CV '{self.name}': a value is needed, got None")
+        if self.unit == "rad" and not units.is_quantity(value):
+            assert self.minimum is not None
+            assert self.maximum is not None
+            if abs(number) > max(FULL_TURN, abs(self.minimum), abs(self.maximum)):
+                raise InputError(f"CV '{self.name}': {number:g} is more than a full turn: {IN_RADIANS}")
         return number
 
     def strip_force_constant(self, value: Any) -> float:
@@ -367,7 +383,7 @@ class RadiusOfGyration(_RangedCV):
         return force
 
     def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
-        return mdtraj.compute_rg(trajectory.atom_slice(self.atoms))
+        return mdtraj.compute_rg(trajectory.atom_slice(sorted(self.atoms)))
 
 
 class RMSD(_RangedCV):
@@ -377,7 +393,8 @@ class RMSD(_RangedCV):
 
     Parameters
     ----------
-    reference : shape (n_atoms, 3), nm or a Quantity; positions of all atoms of the system, of which `atoms` are used
+    reference : nm or a Quantity; positions of all atoms of the system, shape (n_atoms, 3), of which `atoms` are used,
+        or of `atoms` alone, in their order, shape (len(atoms), 3)
     """
 
     _unit: Unit = "nm"
@@ -399,23 +416,38 @@ class RMSD(_RangedCV):
         self.reference = np.array(strip_units(reference, units.nanometer), dtype=np.float64)
         if self.reference.ndim != 2 or self.reference.shape[1] != 3 or not np.isfinite(self.reference).all():
             raise InputError(f"CV '{name}': the reference must be finite positions of shape (n_atoms, 3) in nm")
-        if len(self.reference) <= max(self.atoms):
+        if len(self.reference) <= max(self.atoms) and len(self.reference) != len(self.atoms):
             raise InputError(
-                f"CV '{name}': the reference must hold all atoms of the system, but has {len(self.reference)} "
-                f"and atom {max(self.atoms)} is asked for"
+                f"CV '{name}': the reference must hold all atoms of the system or the {len(self.atoms)} of the CV, but "
+                f"has {len(self.reference)} and atom {max(self.atoms)} is asked for"
             )
 
+    def for_system(self, n_atoms: int) -> RMSD:
+        if len(self.reference) == n_atoms or len(self.reference) != len(self.atoms) or max(self.atoms) >= n_atoms:
+            return self
+        whole = copy.copy(self)
+        whole.reference = np.zeros((n_atoms, 3))
+        whole.reference[list(self.atoms)] = self.reference
+        return whole
+
     def force(self) -> openmm.Force:
+        if len(self.reference) <= max(self.atoms):
+            raise InputError(
+                f"CV '{self.name}': OpenMM's RMSDForce must know how many atoms the system has: take the force of "
+                "for_system(n_atoms), or give a reference with all atoms"
+            )
         return openmm.RMSDForce(self.reference, self.atoms)
 
     def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
-        if trajectory.n_atoms != len(self.reference):
+        whole = self.for_system(trajectory.n_atoms).reference
+        if trajectory.n_atoms != len(whole):
             raise InputError(
                 f"CV '{self.name}': the reference has {len(self.reference)} atoms and the system {trajectory.n_atoms}"
             )
         # precentered would mean all atoms, not `atoms`; and mdtraj centres its arguments, so it gets slices (copies).
-        target = trajectory.atom_slice(self.atoms)
-        selected = self.reference[list(self.atoms)]
+        order = sorted(self.atoms)  # in which mdtraj slices, whatever it is given
+        target = trajectory.atom_slice(order)
+        selected = whole[order]
         reference = mdtraj.Trajectory(selected - selected.mean(axis=0), target.topology)
         return mdtraj.rmsd(target, reference, parallel=False, precentered=False)
 
@@ -486,6 +518,7 @@ class ExpressionCV(CollectiveVariable):
     """An algebraic expression of the coordinates of its atoms, x1, y1, z1 of the first and so on, in nm.
 
     >>> ExpressionCV("angle", (0,), "atan2(y1, x1)", -1.5, 1.5, unit="rad")
+    >>> ExpressionCV("transfer", (3, 8, 12), "distance(p1, p2) - distance(p2, p3)", -0.2, 0.2, unit="nm")
 
     In free space it must not change when the molecule is moved or turned.
 
@@ -595,7 +628,10 @@ class CustomCV(CollectiveVariable):
         return copy.deepcopy(self._force)
 
     def _values(self, trajectory: mdtraj.Trajectory) -> np.ndarray:
-        return self._function(trajectory)
+        # A function may change what it is given: mdtraj.rmsd without atom_indices centres the frames in place.
+        own = trajectory.slice(slice(None), copy=False)
+        own.xyz = trajectory.xyz.copy()
+        return self._function(own)
 
 
 def from_bias_variable(
@@ -660,6 +696,24 @@ def as_cvs(cvs: Sequence[CollectiveVariable]) -> tuple[CollectiveVariable, ...]:
     if len(set(names)) < len(names):
         raise InputError(f"CVs need different names, got {', '.join(names)}")
     return given
+
+
+def strip_values(cvs: Sequence[CollectiveVariable], values: Sequence[Any]) -> tuple[float, ...]:
+    """Return a value for each CV, numbers or Quantities, as numbers in their units, or raise `InputError`.
+
+    Bare numbers for several torsions that all lie beyond half a turn, as (5, -6) does, are ones in degrees: one of them
+    may be written so, from 0 to 2π, but where all are it is no accident.
+    """
+    numbers = tuple(cv.strip_units(value) for cv, value in zip(cvs, values, strict=True))
+    bare = [
+        number
+        for cv, value, number in zip(cvs, values, numbers, strict=True)
+        if cv.unit == "rad" and cv.period is not None and not units.is_quantity(value)
+    ]
+    if len(bare) > 1 and min(map(abs, bare)) > HALF_TURN:
+        listed = " and ".join(f"{number:g}" for number in bare)
+        raise InputError(f"the torsions {listed} are all beyond half a turn: {IN_RADIANS}")
+    return numbers
 
 
 def _atom_tuple(name: str, atoms: Iterable[int]) -> tuple[int, ...]:

@@ -19,9 +19,19 @@ from openmm import app, unit
 from .units import BOLTZMANN_KJ_MOL_K, InputError, strip_units
 from .velocities import IntegratorKind
 
-__all__ = ["DEFAULT_FRICTION_PER_PS", "Dynamics", "force_groups", "read_integrator", "thermostats"]
+__all__ = [
+    "DEFAULT_FRICTION_PER_PS",
+    "Dynamics",
+    "force_groups",
+    "parts_of",
+    "read_integrator",
+    "refuse_another_ensemble",
+    "temperature_of",
+    "thermostats",
+]
 
 DEFAULT_FRICTION_PER_PS = 1.0
+TEMPERATURE_TOLERANCE_K = 0.01
 _OTHER_PHYSICS = {
     "RPMDIntegrator": "samples quantum particles as rings of copies",
     "QTBIntegrator": "gives vibrations their quantum energies",
@@ -76,28 +86,14 @@ def read_integrator(integrator: openmm.Integrator, time_step: Any = None) -> Dyn
     """
     if isinstance(integrator, openmm.CompoundIntegrator):
         return read_integrator(integrator.getIntegrator(integrator.getCurrentIntegrator()), time_step)
-    name = type(integrator).__name__
-    for ancestor in type(integrator).__mro__:
-        if ancestor.__name__ in _OTHER_PHYSICS:
-            raise InputError(
-                f"{name} {_OTHER_PHYSICS[ancestor.__name__]}, which is not the classical ensemble at one temperature: "
-                f"{_WAY_OUT}"
-            )
-    custom = isinstance(integrator, openmm.CustomIntegrator)
-    known = custom or isinstance(integrator, (*_LANGEVIN, *_NO_FRICTION, openmm.BrownianIntegrator))
-    if not known:
-        raise InputError(f"{name} is not known, nor which ensemble it samples: {_WAY_OUT}")
+    refuse_another_ensemble(integrator)
+    name, custom = type(integrator).__name__, isinstance(integrator, openmm.CustomIntegrator)
     if time_step is None and isinstance(integrator, _VARIABLE):
         raise InputError(
             f"{name} has no fixed time step: give one, as in MolecularSystem.from_simulation(simulation, cvs, "
             f"time_step=1.0) (fs), or {_WAY_OUT}"
         )
     steps = _velocity_computations(integrator) if custom else []
-    if any(re.search(r"\benergy\d*\b", step) for step in steps):
-        raise InputError(
-            f"{name} changes the forces by the energy, as accelerated dynamics does, which is not the ensemble of the "
-            f"system's potential: {_WAY_OUT}"
-        )
     inner = max((int(n) for step in steps for n in re.findall(r"\(dt/(\d+)\)\*f\d*/m", step)), default=0)
     own_step = integrator.getStepSize().value_in_unit(unit.femtosecond) / max(inner, 1)
     step_fs = own_step if time_step is None else float(strip_units(time_step, unit.femtosecond))
@@ -119,6 +115,57 @@ def read_integrator(integrator: openmm.Integrator, time_step: Any = None) -> Dyn
         friction_per_ps=friction,
         groups=force_groups(integrator),
     )
+
+
+def refuse_another_ensemble(integrator: openmm.Integrator) -> None:
+    """Raise `InputError` for an integrator, or a part of a CompoundIntegrator, whose positions do not follow the
+    classical law exp(−U/kT) of the system's potential, or of which that is not known."""
+    for part in parts_of(integrator):
+        name = type(part).__name__
+        for ancestor in type(part).__mro__:
+            if ancestor.__name__ in _OTHER_PHYSICS:
+                raise InputError(
+                    f"{name} {_OTHER_PHYSICS[ancestor.__name__]}, which is not the classical ensemble at one "
+                    f"temperature: {_WAY_OUT}"
+                )
+        custom = isinstance(part, openmm.CustomIntegrator)
+        if not (custom or isinstance(part, (*_LANGEVIN, *_NO_FRICTION, openmm.BrownianIntegrator))):
+            raise InputError(f"{name} is not known, nor which ensemble it samples: {_WAY_OUT}")
+        steps = _velocity_computations(part) if custom else []
+        if any(re.search(r"\benergy\d*\b", step) for step in steps):
+            raise InputError(
+                f"{name} changes the forces by the energy, as accelerated dynamics does, which is not the ensemble of "
+                f"the system's potential: {_WAY_OUT}"
+            )
+
+
+def parts_of(integrator: openmm.Integrator) -> list[openmm.Integrator]:
+    """Return the integrators of a CompoundIntegrator, or the one that there is."""
+    if isinstance(integrator, openmm.CompoundIntegrator):
+        return [integrator.getIntegrator(k) for k in range(integrator.getNumIntegrators())]
+    return [integrator]
+
+
+def temperature_of(simulation: app.Simulation, given: Any = None) -> float | None:
+    """Return the one temperature of a simulation in K, None where nothing sets one above 0 and none is given.
+
+    Parameters
+    ----------
+    given : Quantity or K, by the user besides
+
+    Raises
+    ------
+    InputError
+        where temperatures differ.
+    """
+    known = thermostats(simulation)
+    if given is not None:
+        known.append(("the temperature given", float(strip_units(given, unit.kelvin))))
+    values = [value for _, value in known]
+    if known and max(values) - min(values) > TEMPERATURE_TOLERANCE_K:
+        listed = " and ".join(f"{value:g} K ({source})" for source, value in known)
+        raise InputError(f"temperatures contradict each other: {listed}")
+    return values[0] if known and values[0] > 0 else None
 
 
 def force_groups(integrator: openmm.Integrator) -> int:

@@ -5,14 +5,44 @@ from __future__ import annotations
 import ast
 import keyword
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from .units import InputError
 
 __all__ = ["Expression"]
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the distance of points (3, n), shape (n,)."""
+    return np.linalg.norm(b - a, axis=0)
+
+
+def _angle(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Return the angle at the second of three points (3, n), radians, shape (n,)."""
+    u, v = a - b, c - b
+    return np.arctan2(np.linalg.norm(np.cross(u, v, axis=0), axis=0), (u * v).sum(axis=0))
+
+
+def _dihedral(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return the dihedral angle of four points (3, n), radians, shape (n,)."""
+    u, v, w = b - a, c - b, d - c
+    across, along = np.cross(u, v, axis=0), np.cross(v, w, axis=0)
+    return np.arctan2(np.linalg.norm(v, axis=0) * (u * along).sum(axis=0), (across * along).sum(axis=0))
+
+
+def _of_coordinates(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of x, y, z of each point instead of points (3, n)."""
+
+    def of_coordinates(*numbers: Any) -> Any:
+        points = np.array(np.broadcast_arrays(*numbers), dtype=np.float64)
+        return function(*points.reshape(-1, 3, *points.shape[1:]))
+
+    return of_coordinates
+
 
 FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "sqrt": (1, np.sqrt),
@@ -31,8 +61,22 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "abs": (1, np.abs),
     "min": (2, np.minimum),
     "max": (2, np.maximum),
+    "sec": (1, lambda x: 1 / np.cos(x)),
+    "csc": (1, lambda x: 1 / np.sin(x)),
+    "cot": (1, lambda x: 1 / np.tan(x)),
+    "erf": (1, special.erf),
+    "erfc": (1, special.erfc),
+    "square": (1, lambda x: np.power(x, 2)),
+    "cube": (1, lambda x: np.power(x, 3)),
+    "recip": (1, lambda x: np.divide(1, x)),
+    "pointdistance": (6, _of_coordinates(_distance)),
+    "pointangle": (9, _of_coordinates(_angle)),
+    "pointdihedral": (12, _of_coordinates(_dihedral)),
 }
-"""Of those that OpenMM knows, the continuous ones: number of arguments, and the function."""
+"""Of those that OpenMM knows, the continuous ones: number of arguments, and the function. step, delta, floor, ceil and
+select are none: a CV that jumps exerts no force where it does."""
+OF_PARTICLES = {name: FUNCTIONS[f"point{name}"] for name in ("distance", "angle", "dihedral")}
+"""Functions of particles by name, p1 being the one with the coordinates x1, y1, z1."""
 OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
@@ -47,10 +91,15 @@ MOST_CHARACTERS = 2000
 class Expression:
     """An expression such as "r-0.3; r=sqrt(x1^2+y1^2)": what is before the first semicolon, then definitions.
 
-    As in OpenMM's custom forces, a definition may use those to the right of it. The parser is Python's, of whose
-    syntax only numbers, names, + - * / ^, parentheses and calls of `FUNCTIONS` are let through; no code is run.
+    As in OpenMM's custom forces, a definition may use those to the right of it, and distance(p1, p2), angle(p1, p2, p3)
+    and dihedral(p1, p2, p3, p4) take particles. The parser is Python's, of whose syntax only numbers, names,
+    + - * / ^, parentheses and calls of `FUNCTIONS` and `OF_PARTICLES` are let through; no code is run.
 
     >>> Expression("2*r; r=sqrt(x1^2+y1^2)", ("x1", "y1", "z1"))({"x1": x, "y1": y, "z1": z})
+
+    Parameters
+    ----------
+    variables : names; where x1, y1 and z1 are among them there is a particle p1, and so on
 
     Attributes
     ----------
@@ -118,14 +167,27 @@ def _check(tree: ast.AST, known: set[str]) -> None:
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             _check(operand, known)
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
+            if name in OF_PARTICLES:
+                _check_particles(name, arguments, known)
+                return
             if name not in FUNCTIONS:
-                raise InputError(f"'{name}' is not among the functions {', '.join(FUNCTIONS)}")
+                raise InputError(f"'{name}' is not among the functions {', '.join((*FUNCTIONS, *OF_PARTICLES))}")
             if len(arguments) != FUNCTIONS[name][0]:
                 raise InputError(f"{name} takes {FUNCTIONS[name][0]} argument(s), got {len(arguments)}")
             for argument in arguments:
                 _check(argument, known)
         case _:
             raise InputError(f"'{ast.unparse(tree)}' is not allowed: numbers, names, + - * / ^ and functions are")
+
+
+def _check_particles(name: str, arguments: Sequence[ast.expr], known: set[str]) -> None:
+    """Refuse arguments of a function of particles that are none."""
+    count = OF_PARTICLES[name][0] // 3
+    numbers = sorted(int(name[1:]) for name in known if re.fullmatch(r"x[1-9]\d*", name))
+    particles = [f"p{k}" for k in numbers if {f"y{k}", f"z{k}"} <= known and f"p{k}" not in known]
+    given = [argument.id if isinstance(argument, ast.Name) else "" for argument in arguments]
+    if len(given) != count or not set(given) <= set(particles):
+        raise InputError(f"{name} takes {count} of the particles {', '.join(particles) or '(there are none)'}")
 
 
 def _evaluate(tree: ast.AST, values: Mapping[str, Any]) -> Any:
@@ -139,6 +201,9 @@ def _evaluate(tree: ast.AST, values: Mapping[str, Any]) -> Any:
             return OPERATORS[type(op)](_evaluate(left, values), _evaluate(right, values))
         case ast.UnaryOp(op=op, operand=operand):
             return OPERATORS[type(op)](_evaluate(operand, values))
+        case ast.Call(func=ast.Name(id=name), args=arguments) if name in OF_PARTICLES:
+            numbers = [argument.id[1:] for argument in arguments if isinstance(argument, ast.Name)]
+            return OF_PARTICLES[name][1](*(values[f"{axis}{k}"] for k in numbers for axis in "xyz"))
         case ast.Call(func=ast.Name(id=name), args=arguments):
             return FUNCTIONS[name][1](*(_evaluate(argument, values) for argument in arguments))
     raise AssertionError(ast.dump(tree))

@@ -40,6 +40,7 @@ BLOCK, LEAST_BLOCKS = 4.0, 8
 """Length of a bootstrap block in statistical inefficiencies; shorter ones where a chain would have fewer than eight."""
 LEAST_AVERAGED = 10.0
 """Effective samples (Kish) below which an average gets no error."""
+SINGLE_PRECISION = 1e-7
 Method: TypeAlias = Literal["combined", "mbar", "generator"]
 
 
@@ -441,12 +442,17 @@ def _surface(
 
 
 def _bins_of(values: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the flat index of the bin of each point (n, n_cvs), −1 outside the edges."""
+    """Return the flat index of the bin of each point (n, n_cvs), −1 outside the edges.
+
+    What lies beyond the outermost edges by rounding alone is inside: mdtraj's π is 3.14159274.
+    """
     shape = [len(edge) - 1 for edge in edges]
-    cells = [np.searchsorted(edge, column, side="right") - 1 for edge, column in zip(edges, values.T, strict=True)]
-    inside = np.all([(c >= 0) & (c < n) for c, n in zip(cells, shape, strict=True)], axis=0)
-    flat = np.ravel_multi_index(tuple(np.clip(c, 0, n - 1) for c, n in zip(cells, shape, strict=True)), shape)
-    return np.where(inside, flat, -1)
+    inside, cells = np.ones(len(values), dtype=bool), []
+    for edge, column, n in zip(edges, values.T, shape, strict=True):
+        slack = SINGLE_PRECISION * (edge[-1] - edge[0])
+        inside &= (column >= edge[0] - slack) & (column <= edge[-1] + slack)
+        cells.append(np.clip(np.searchsorted(edge, column, side="right") - 1, 0, n - 1))
+    return np.where(inside, np.ravel_multi_index(tuple(cells), shape), -1)
 
 
 def consistency(generator: np.ndarray, mbar: np.ndarray, kt: float, height: float = 25.0) -> tuple[np.ndarray, float]:

@@ -18,15 +18,13 @@ from openmm import app, unit
 from .agreement import context_system, forces_left_out, refuse_another_physics, system_at_parameters
 from .biases import forces_along, forces_that_look_like_biases, warn_of_biases
 from .cvs import CollectiveVariable
-from .dynamics import read_integrator, thermostats
+from .dynamics import read_integrator, temperature_of
 from .forces import describe_forces
 from .supported import check_size_and_box
-from .units import InputError, one_line, strip_units
+from .units import InputError, one_line
 from .velocities import IntegratorKind
 
 __all__ = ["SimulationReading", "openmm_topology", "read_simulation"]
-
-TEMPERATURE_TOLERANCE_K = 0.01
 
 
 @dataclass(frozen=True)
@@ -108,16 +106,10 @@ def openmm_topology(topology: Any) -> app.Topology:
 
 
 def _temperature(simulation: app.Simulation, given: Any) -> float:
-    known = thermostats(simulation)
-    if given is not None:
-        known.append(("the temperature given", float(strip_units(given, unit.kelvin))))
-    if not known:
+    temperature = temperature_of(simulation, given)
+    if temperature is None:
         raise InputError(
             f"{type(simulation.integrator).__name__} has no thermostat: give a temperature, or use "
             "LangevinMiddleIntegrator"
         )
-    values = [value for _, value in known]
-    if max(values) - min(values) > TEMPERATURE_TOLERANCE_K:
-        listed = " and ".join(f"{value:g} K ({source})" for source, value in known)
-        raise InputError(f"temperatures contradict each other: {listed}")
-    return values[0]
+    return temperature

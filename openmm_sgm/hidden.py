@@ -19,7 +19,7 @@ import scipy.sparse.csgraph
 from openmm import unit
 from scipy.special import expit
 
-from .cvs import CollectiveVariable, as_cvs
+from .cvs import CollectiveVariable, as_cvs, strip_values
 from .frames import Frames, rows_by_window
 from .system import MolecularSystem
 from .units import InputError, strip_units, thermal_energy
@@ -346,7 +346,7 @@ class Umbrella:
                 raise InputError(f"an umbrella over {len(cvs)} CVs needs as many numbers in {name}, got {given!r}")
             numbers[name] = values
         object.__setattr__(self, "cvs", cvs)
-        center = tuple(cv.strip_units(value) for cv, value in zip(cvs, numbers["center"], strict=True))
+        center = strip_values(cvs, numbers["center"])
         constants = tuple(cv.strip_force_constant(v) for cv, v in zip(cvs, numbers["force_constants"], strict=True))
         object.__setattr__(self, "center", center)
         object.__setattr__(self, "force_constants", constants)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .cvs import strip_values
 from .diffusion import SIGMA_MAX, karras_grid
 from .generator import Generator
 from .representation import ROTOR_SCALE
@@ -124,7 +125,8 @@ class Lifting(ABC):
             raise InputError(f"give the values by name, such as {{{names[0]!r}: 1.0}}, got {type(values).__name__}")
         if set(values) != set(names):
             raise InputError(f"give a value for each of {', '.join(names)}, got {', '.join(values) or 'none'}")
-        return np.array([float(cv.wrap(np.array(cv.strip_units(values[cv.name])))) for cv in self.molecule.cvs])
+        numbers = strip_values(self.molecule.cvs, [values[name] for name in names])
+        return np.array([float(cv.wrap(np.array(x))) for cv, x in zip(self.molecule.cvs, numbers, strict=True)])
 
     def effective(self, label: np.ndarray) -> float:
         """Return Σ exp(−bias) over the data: about how many configurations lie within the label's umbrella.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import mdtraj
 import numpy as np
+import openmm
 from openmm import app, unit
 
 from .files import check_size
@@ -42,6 +46,7 @@ def new_system(
     solvent: str = "vacuum",
     add_hydrogens: bool = False,
     trust: bool = False,
+    seed: int = 0,
 ) -> list[TorsionChoice]:
     """Write a system folder for a molecule, and return its torsions, those that were taken as CVs first.
 
@@ -56,11 +61,13 @@ def new_system(
     solvent : "vacuum" or "obc" (generalised Born; with the AMBER force fields)
     add_hydrogens : at pH 7; they are added anyway where there are none
     trust : let a force-field file of the user's run code
+    seed : of the places where hydrogens are put first, before their energy is minimised
 
     Raises
     ------
     InputError
-        where the file cannot be read, the force field does not fit it, or it has no torsion; nothing is left behind.
+        where the file cannot be read or has no bonds, the force field does not fit it, or it has no torsion; nothing is
+        left behind.
     """
     if solvent not in SOLVENTS:
         raise InputError(f"solvent must be one of {', '.join(SOLVENTS)}, got '{solvent}'")
@@ -69,6 +76,11 @@ def new_system(
         structure = app.PDBFile(str(pdb))
     except Exception as error:  # the reader raises whatever the first broken field leads to
         raise InputError(f"{pdb} cannot be read as a PDB file: {one_line(error)}") from None
+    if not structure.topology.getNumBonds():
+        raise InputError(
+            f"{pdb} has no bonds: its residues are none that OpenMM knows, so give them CONECT records, or write "
+            "system.toml by hand"
+        )
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -80,8 +92,8 @@ def new_system(
         topology, positions = structure.topology, structure.positions
         added = add_hydrogens or not any(atom.element is app.element.hydrogen for atom in topology.atoms())
         if added:
-            topology, positions = _with_hydrogens(folder, files, topology, positions, trust)
-        write_pdb(folder / "topology.pdb", topology, positions)
+            topology, positions = _with_hydrogens(folder, files, topology, positions, trust, seed)
+        _write_structure(folder / "topology.pdb", topology, positions)
         torsions = torsions_to_choose_from(topology)
         if not torsions:
             raise InputError(f"{pdb} holds no torsion about a rotatable bond: write system.toml with other CVs by hand")
@@ -103,13 +115,50 @@ def _force_field_file(folder: Path, name: str) -> str:
     return name
 
 
+def _write_structure(path: Path, topology: app.Topology, positions: unit.Quantity) -> None:
+    """Write a PDB file from which the same bonds are read again.
+
+    OpenMM's writer has CONECT records for bonds of residues that it does not know, and for disulfides. Whatever else
+    its reader does not find by itself, such as the bond that closes a cyclic peptide, is added here.
+    """
+
+    write_pdb(path, topology, positions)
+    bonds = _bonds(topology)
+    lacking = bonds - _bonds(app.PDBFile(str(path)).topology)
+    if lacking:
+        write_pdb(path, topology, positions, sorted(lacking))
+    if _bonds(app.PDBFile(str(path)).topology) != bonds:
+        raise InputError(
+            "this molecule's bonds cannot be kept in a PDB file: write a system folder by hand, with a .cif file or a "
+            "system.xml"
+        )
+
+
+def _bonds(topology: app.Topology) -> set[tuple[int, int]]:
+    """Return the bonds as ascending pairs of indices."""
+    return {(min(pair), max(pair)) for pair in ((bond.atom1.index, bond.atom2.index) for bond in topology.bonds())}
+
+
+@contextlib.contextmanager
+def _random_from(seed: int) -> Iterator[None]:
+    """Within, Python's `random`, from which OpenMM's Modeller draws, begins at a seed; then it goes on as before."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 def _with_hydrogens(
-    folder: Path, files: list[str], topology: app.Topology, positions: unit.Quantity, trust: bool
+    folder: Path, files: list[str], topology: app.Topology, positions: unit.Quantity, trust: bool, seed: int
 ) -> tuple[app.Topology, unit.Quantity]:
+    """Return the molecule with hydrogens, the same for the same seed: minimised on the one platform that is so."""
     try:
         forces = app.ForceField(*(force_field_path(folder, name, trust) for name in files))
         modeller = app.Modeller(topology, positions)
-        modeller.addHydrogens(forces)
+        with _random_from(seed):
+            modeller.addHydrogens(forces, platform=openmm.Platform.getPlatformByName("Reference"))
     except InputError:
         raise
     except Exception as error:

@@ -16,10 +16,11 @@ from openmm import app, unit
 
 from .agreement import context_system
 from .cvs import CollectiveVariable, as_cvs
+from .dynamics import temperature_of
 from .files import DAMAGE, read_arrays, read_json, replacing, write_atomically
 from .from_simulation import openmm_topology
 from .supported import check_supported
-from .units import InputError, one_line, strip_units
+from .units import InputError, one_line
 
 __all__ = ["FrameReporter", "RecordedFrames", "load_frames"]
 
@@ -145,7 +146,7 @@ class _Writer:
             "cvs": [
                 {"name": cv.name, "kind": type(cv).__name__, "atoms": cv.atoms, "unit": cv.unit} for cv in self.cvs
             ],
-            "temperature_k": _temperature(simulation),
+            "temperature_k": temperature_of(simulation),
             "units": UNITS | {"cvs": "each CV's own"},
         }
         header = json.loads(json.dumps(header))
@@ -264,11 +265,3 @@ def _shards(folder: Path) -> list[Path]:
 
 def _number(path: Path) -> int:
     return int(path.stem.removeprefix("frames-"))
-
-
-def _temperature(simulation: app.Simulation) -> float | None:
-    """Return the integrator's temperature in K, None where it has none."""
-    if not hasattr(simulation.integrator, "getTemperature"):
-        return None
-    value = float(strip_units(simulation.integrator.getTemperature(), unit.kelvin))
-    return value if value > 0 else None

@@ -18,6 +18,7 @@ from openmm import app, unit
 from .campaign import Campaign, Plan, Weighed, refuse_unfit
 from .confined import ConfinedTorsion, confined_torsions
 from .cvs import CollectiveVariable
+from .dynamics import force_groups
 from .executors import SerialExecutor, make_executor, one_thread
 from .explore import explore, explore_ladder, simulate_to_learn
 from .frames import BURN_IN, INJECTED, MD, Frames
@@ -32,6 +33,7 @@ from .mbar import mbar_free_energies
 from .options import SamplerOptions
 from .platforms import PlatformOptions
 from .preflight import describe_executor, refuse_copies
+from .same_simulation import SameSimulation
 from .simulate import Segment
 from .system import MolecularSystem, bin_counts
 from .unbiased import LabelDistribution, MoveStatistics, UnbiasedMoves
@@ -42,6 +44,8 @@ __all__ = ["ScoreSampler"]
 RESEED_DRAWS = 64
 LIFT_DRAWS, LEAST_LIFTED = 256, 4.0
 VISIT_PROPOSALS = 4
+COMPARED = 8
+"""Configurations at which a user's simulation and the sampler's molecule are compared."""
 DOUBT = 3.0
 """Windows that disagree on something hidden get so many times the share of the others in the next round."""
 FULL_TRAINING = 250_000
@@ -155,6 +159,7 @@ class ScoreSampler:
         self._clock = 0.0
         self._hidden: tuple[int, HiddenStates] | None = None
         self._mover: UnbiasedMoves | None = None
+        self._same = SameSimulation(self.molecule)
         self._estimates: dict[tuple[Any, ...], Estimate] = {}
         self._mbar: tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
 
@@ -562,13 +567,19 @@ class ScoreSampler:
         Raises
         ------
         InputError
-            for missing or unknown CVs, another molecule or temperature, or where fewer than two draws are effective:
-            nothing is changed then.
+            for missing or unknown CVs, another molecule, temperature or set of constraints, forces that depend on place
+            or orientation (see `SameSimulation`), or where fewer than two draws are effective: nothing is changed then.
+
+        Warns
+        -----
+        UserWarning
+            where the simulation's energies differ from the sampler's by more than a constant; the draws are weighed by
+            the simulation's own.
         """
-        self._check_is_ours(simulation)
+        self._check_is_ours(simulation, dynamics=False)
         mover = self._moves()
         label = self._label(values)
-        groups = simulation.integrator.getIntegrationForceGroups()
+        groups = force_groups(simulation.integrator)
         rng = np.random.default_rng(self._seeds.spawn(1)[0])
         configuration, effective = mover.draw_at(simulation.context, groups, label, RESEED_DRAWS, rng)
         if configuration is None:
@@ -588,14 +599,21 @@ class ScoreSampler:
         Raises
         ------
         InputError
-            for a simulation of another molecule or at another temperature.
+            for a simulation of another molecule, at another temperature or at none, with another set of constraints, or
+            with forces that depend on place or orientation; see `SameSimulation`.
+
+        Warns
+        -----
+        UserWarning
+            where the simulation's energies differ from the sampler's by more than a constant: the ensemble that is left
+            invariant is the simulation's own.
         """
         if steps < 0 or interval < 1:
             raise InputError(f"steps must be 0 or more and interval 1 or more, got {steps} and {interval}")
-        self._check_is_ours(simulation)
+        self._check_is_ours(simulation, dynamics=True)
         mover = self._moves()
         mover.statistics = MoveStatistics()
-        groups = simulation.integrator.getIntegrationForceGroups()
+        groups = force_groups(simulation.integrator)
         rng = np.random.default_rng(self._seeds.spawn(1)[0])
         done = 0
         with one_thread():
@@ -607,19 +625,10 @@ class ScoreSampler:
                     mover.visit(simulation.context, groups, VISIT_PROPOSALS, rng)
         return mover.statistics
 
-    def _check_is_ours(self, simulation: app.Simulation) -> None:
-        """Refuse a simulation of another molecule or at another temperature than this sampler's."""
-        ours, theirs = self.molecule, simulation.system
-        masses = [theirs.getParticleMass(i)._value for i in range(theirs.getNumParticles())]
-        if len(masses) != ours.n_atoms or not np.allclose(masses, ours.masses):
-            raise InputError("this simulation is of another molecule than the sampler's: the masses differ")
-        if hasattr(simulation.integrator, "getTemperature"):
-            temperature = strip_units(simulation.integrator.getTemperature(), unit.kelvin)
-            if abs(temperature - ours.temperature_k) > 1e-3:
-                raise InputError(
-                    f"this simulation is at {temperature:g} K, the sampler at {ours.temperature_k:g} K: "
-                    "its generator and weights are of that temperature"
-                )
+    def _check_is_ours(self, simulation: app.Simulation, *, dynamics: bool) -> None:
+        """Refuse a simulation of another molecule or ensemble than this sampler's; see `SameSimulation`."""
+        chain = self._campaign().chain[-1].positions
+        self._same.check(simulation, chain[:: -(-len(chain) // COMPARED)], dynamics=dynamics)
 
     def _moves(self) -> UnbiasedMoves:
         campaign = self._campaign()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import mdtraj
@@ -18,12 +19,19 @@ _TITLES_AT, _TITLE = 92, 80
 """In a DCD file: bytes before the record of its titles (after one of 84 bytes), and bytes of a title."""
 
 
-def write_pdb(path: Path, topology: app.Topology, positions: unit.Quantity) -> None:
-    """Write a PDB file as OpenMM does, without the line that says when."""
+def write_pdb(
+    path: Path, topology: app.Topology, positions: unit.Quantity, also_bonded: Iterable[tuple[int, int]] = ()
+) -> None:
+    """Write a PDB file as OpenMM does, without the line that says when.
+
+    also_bonded : pairs of atoms that get CONECT records besides those that OpenMM's writer has
+    """
     text = io.StringIO()
     app.PDBFile.writeFile(topology, positions, text, keepIds=True)
-    lines = text.getvalue().splitlines(keepends=True)
-    write_atomically(path, "".join(line for line in lines if not line.startswith(_DATED)))
+    lines = [line for line in text.getvalue().splitlines(keepends=True) if not line.startswith(_DATED)]
+    numbers = [line[6:11] for line in lines if line.startswith(("ATOM  ", "HETATM"))]
+    records = [f"CONECT{numbers[i]}{numbers[j]}\n" for i, j in also_bonded]
+    write_atomically(path, "".join([*lines[:-1], *records, lines[-1]]))
 
 
 def write_dcd(path: Path, trajectory: mdtraj.Trajectory) -> None:

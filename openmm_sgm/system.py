@@ -17,6 +17,7 @@ import openmm
 from openmm import app, unit
 from scipy.spatial.transform import Rotation
 
+from .cv_checks import check_bonds_and_lines, refuse_constant
 from .cvs import CollectiveVariable, ExpressionCV, Torsion, as_cvs
 from .dynamics import DEFAULT_FRICTION_PER_PS
 from .forces import default_parameters, describe_forces, parameter_names, without_forces
@@ -63,7 +64,8 @@ class MolecularSystem:
     Raises
     ------
     InputError
-        see `check_supported`; also if a CV's mdtraj value and OpenMM force disagree at `positions`.
+        see `check_supported`; also if a CV's mdtraj value and OpenMM force disagree at `positions`, or it can have no
+        value or no other one, see `cv_checks`.
     """
 
     name: str
@@ -81,7 +83,7 @@ class MolecularSystem:
         def put(field: str, value: Any) -> None:
             object.__setattr__(self, field, value)
 
-        put("cvs", as_cvs(self.cvs))
+        put("cvs", tuple(cv.for_system(self.system.getNumParticles()) for cv in as_cvs(self.cvs)))
         check_size_and_box(self.topology, self.system, self.cvs)
         positions = np.array(strip_units(self.positions, unit.nanometer), dtype=np.float64)
         expected = (self.system.getNumParticles(), 3)
@@ -110,7 +112,9 @@ class MolecularSystem:
             raise InputError("all atoms are at one place: set the positions of the simulation first")
         put("system", _without_what_does_nothing(self.system, positions))
         put("tied", check_supported(self.topology, self.system, self.cvs, positions))
+        check_bonds_and_lines(self.topology, self.system, positions, self.cvs)
         self._check_cvs_agree()
+        refuse_constant(self.constraints, positions, self.cvs, lambda x: self.cv_gradients(x, range(len(self.cvs))))
         self._check_start()
 
     @staticmethod

@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 
 import mdtraj
 import numpy as np
@@ -29,6 +30,7 @@ from openmm_sgm.cvs import (
     Torsion,
     as_cvs,
     from_bias_variable,
+    strip_values,
 )
 from openmm_sgm.system import MolecularSystem
 from openmm_sgm.units import InputError
@@ -261,7 +263,10 @@ BAD = {
     "negative k": (lambda: Torsion("phi", (0, 1, 2, 3), force_constant=-1), "force constant must be positive"),
     "name": (lambda: Torsion("phi, psi", (0, 1, 2, 3)), "the name of a CV"),
     "reserved name": (lambda: Torsion("log_weight", (0, 1, 2, 3)), "a column of the output"),
-    "small reference": (lambda: RMSD("d", (0, 1, 5), np.zeros((4, 3)), 0, 1), "must hold all atoms"),
+    "small reference": (
+        lambda: RMSD("d", (0, 1, 5), np.zeros((4, 3)), 0, 1),
+        "must hold all atoms of the system or the 3",
+    ),
     "flat reference": (lambda: RMSD("d", (0, 1, 5), np.zeros(12), 0, 1), r"shape \(n_atoms, 3\)"),
     "no pairs": (lambda: ContactNumber("n", 0.3, 0, 1), "either pairs of atoms or two groups"),
     "three groups": (lambda: ContactNumber("n", 0.3, 0, 1, groups=((1,), (2,), (3,))), "groups must be two lists"),
@@ -311,3 +316,72 @@ def test_as_cvs():
         as_cvs(["phi"])
     with pytest.raises(InputError, match="must be a list of collective variables, got Torsion"):
         as_cvs(phi)
+
+
+def test_a_full_turn_is_the_limit_unless_the_range_is_wider() -> None:
+    """Of an angle that is not periodic, and of one whose range goes beyond a turn, as a sum of torsions may."""
+    angle = Angle("a", (0, 1, 2), 1.0, 2.8)
+    with pytest.raises(InputError, match=r"CV 'a': 109.5 is more than a full turn: .* radians, or Quantities"):
+        angle.strip_units(109.5)
+    assert angle.strip_units(109.5 * unit.degree) == pytest.approx(np.radians(109.5))
+    wound = ExpressionCV("wound", (0,), "x1", -20, 20, unit="rad")
+    assert wound.strip_units(-15) == -15
+    assert Distance("r", (0, 1), 0, 100).strip_units(90) == 90
+    assert strip_values([angle, wound], [4.0, 5.0]) == (4.0, 5.0)  # neither is a torsion
+
+
+def test_a_reference_of_the_selected_atoms_alone(alanine, alanine_conformations):
+    """It was refused: 'the reference must hold all atoms of the system'. In the order of `atoms`, whichever it is:
+    with one that does not ascend, a reference of all atoms gave other values, since mdtraj slices in ascending order.
+    """
+    whole = RMSD("d", HEAVY, alanine.positions, 0, 0.3)
+    trajectory = alanine.trajectory(alanine_conformations)
+    expected = whole.evaluate(trajectory)
+    np.testing.assert_allclose(
+        RMSD("d", HEAVY[::-1], alanine.positions, 0, 0.3).evaluate(trajectory), expected, atol=1e-6
+    )
+    for atoms in (HEAVY, HEAVY[::-1]):
+        part = RMSD("d", atoms, alanine.positions[list(atoms)], 0, 0.3)
+        np.testing.assert_allclose(part.evaluate(trajectory), expected, atol=1e-6)
+        with pytest.raises(InputError, match=r"must know how many atoms the system has: take the force of for_system"):
+            part.force()
+        molecule = replace(alanine, cvs=(part,), bins=())
+        context = context_of(molecule.cvs[0].force(), alanine.n_atoms)
+        np.testing.assert_allclose([energy(context, x) for x in alanine_conformations], expected, atol=2e-5)
+    first = RMSD("d", range(8), alanine.positions[:8], 0, 0.3)  # as many rows as the largest index asks for
+    whole = RMSD("d", range(8), alanine.positions, 0, 0.3)
+    np.testing.assert_allclose(first.evaluate(trajectory), whole.evaluate(trajectory), atol=1e-6)
+    assert replace(alanine, cvs=(first,), bins=()).biased_system()
+
+
+def test_mdtraj_s_trans_lies_within_the_period():
+    """Its π is 3.14159274, above π, and falls out of a histogram over (−π, π)."""
+    zigzag = np.array([[-0.04, 0.1, 0], [0, 0, 0], [0.15, 0, 0], [0.19, -0.1, 0]])
+    topology = mdtraj.Topology()
+    residue = topology.add_residue("MOL", topology.add_chain())
+    for _ in zigzag:
+        topology.add_atom("C", mdtraj.element.carbon, residue)
+    trajectory = mdtraj.Trajectory(zigzag, topology)
+    assert abs(float(mdtraj.compute_dihedrals(trajectory, [[0, 1, 2, 3]], periodic=False)[0, 0])) > np.pi
+    value = Torsion("tau", (0, 1, 2, 3)).evaluate(trajectory)
+    assert -np.pi <= value[0] < np.pi
+    assert np.histogram(value, np.linspace(-np.pi, np.pi, 37))[0].sum() == 1
+
+
+def centring(trajectory: mdtraj.Trajectory) -> np.ndarray:
+    """A function as users write it: mdtraj.rmsd without atom_indices centres both of its arguments in place."""
+    return mdtraj.rmsd(trajectory, trajectory)
+
+
+def test_a_function_that_changes_the_frames_changes_no_other_cv(alanine):
+    """The frames were centred for every CV after it: a position became another."""
+    x = alanine.positions + np.array([1.0, 2.0, 3.0])
+    trajectory = alanine.trajectory(x[None])
+    rmsd = CustomCV("rmsd", openmm.RMSDForce(x, range(alanine.n_atoms)), centring, minimum=0, maximum=1)
+    before = trajectory.xyz.copy()
+    assert rmsd.evaluate(trajectory)[0] == pytest.approx(0, abs=1e-3)
+    np.testing.assert_array_equal(trajectory.xyz, before)
+    assert Position("y", (8,), "y", -9, 9).evaluate(trajectory)[0] == pytest.approx(x[8, 1], abs=1e-6)
+    kept = x.copy()
+    alanine.trajectory(kept[None]).center_coordinates()
+    np.testing.assert_array_equal(kept, x)

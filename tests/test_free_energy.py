@@ -247,3 +247,12 @@ def test_error_below_a_height() -> None:
     surface = Surface(np.array([0.0, 10.0, 40.0, np.nan]), np.array([1.0, 2.0, 9.0, np.nan]), (), (), ())
     assert surface.error_below(25) == pytest.approx(np.sqrt(2.5))
     assert np.isnan(surface.error_below(-1))
+
+
+def test_mdtraj_s_pi_lies_in_the_last_bin() -> None:
+    """It is 3.14159274, above π: a trans torsion lay in no bin and in no basin."""
+    edges = (np.linspace(-np.pi, np.pi, 37),)
+    surface = Surface(np.zeros(36), np.zeros(36), edges, ("tau",), ("rad",))
+    values = np.array([np.float32(np.pi), -np.float32(np.pi), 0.1, 3.15, -3.15, np.nan], dtype=float)
+    assert values[0] > np.pi
+    np.testing.assert_array_equal(surface.bins_of(values[:, None]), [35, 0, 18, -1, -1, -1])

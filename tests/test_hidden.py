@@ -356,8 +356,12 @@ def test_umbrella_data_that_cannot_be_meant_is_refused(alanine: MolecularSystem)
         Umbrella([phi], [1 * unit.nanometer], [100.0])
     with pytest.raises(InputError, match="CV 'far' asks for atom 22, but the trajectory has 22"):
         Umbrella([Torsion("far", (4, 6, 8, 22))], [-1.0], [100.0])(trajectory)
-    degrees = Umbrella([phi], [-78.0], [2000.0])
+    with pytest.raises(
+        InputError, match="CV 'phi': -78 is more than a full turn: angles are in radians, or Quantities"
+    ):
+        Umbrella([phi], [-78.0], [2000.0])
+    elsewhere = Umbrella([phi], [2.0], [2000.0])
     with pytest.raises(InputError, match=r"frames of trajectory 1 lie more than .* widths .* radians"):
-        hidden_states_in_trajectories([trajectory] * 2, [Umbrella([phi], [-1.3], [100.0]), degrees], 300.0)
+        hidden_states_in_trajectories([trajectory] * 2, [Umbrella([phi], [-1.3], [100.0]), elsewhere], 300.0)
     with pytest.raises(InputError, match=r"trajectory 0 must be an mdtraj.Trajectory, got ndarray"):
-        hidden_states_in_trajectories([alanine.positions], [degrees], 300.0)  # type: ignore[list-item]
+        hidden_states_in_trajectories([alanine.positions], [elsewhere], 300.0)  # type: ignore[list-item]

@@ -169,3 +169,22 @@ def test_extrapolation_is_said(liftings: dict[str, Lifting]) -> None:
 def test_bad_input_is_refused(liftings: dict[str, Lifting], values: object, n: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         liftings["kernel"].lift(values, n)  # type: ignore[arg-type]
+
+
+def test_degrees_without_a_unit_are_refused(alanine: MolecularSystem) -> None:
+    """They were wrapped as radians: −60 became 162°."""
+    grid = WindowGrid.over(alanine.cvs, alanine.temperature_k)
+    lifting = NearestLifting(alanine, grid, alanine.positions[None], np.zeros(1))
+    for phi, psi in ((-60, 1.0), (1.0, 120.0), (-6.5, 0.0)):
+        with pytest.raises(InputError, match="is more than a full turn: angles are in radians, or Quantities"):
+            lifting.label({"phi": phi, "psi": psi})
+    with pytest.raises(
+        InputError, match=r"the torsions 5 and -6 are all beyond half a turn: .* radians, or Quantities"
+    ):
+        lifting.label({"phi": 5, "psi": -6})
+    for phi, psi in ((3.5, -0.7), (2 * np.pi, np.pi), (-np.pi, np.pi)):  # legitimate ways to write angles
+        expected = np.angle(np.exp(1j * np.array([phi, psi])))
+        found = lifting.label({"phi": phi, "psi": psi})
+        np.testing.assert_allclose(np.exp(1j * found), np.exp(1j * expected), atol=1e-12)
+    quantities = lifting.label({"phi": 300 * unit.degree, "psi": -200 * unit.degree})
+    np.testing.assert_allclose(quantities, np.radians([-60, 160]))

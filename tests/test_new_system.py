@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from openmm_sgm.units import InputError
 
 SYSTEMS = Path(__file__).parents[1] / "systems"
 ALANINE = SYSTEMS / "alanine_dipeptide_vacuum" / "topology.pdb"
+CYCLIC = Path(__file__).parent / "data" / "cyclic_peptide.pdb"
 SERINE = SYSTEMS / "serine_dipeptide_vacuum" / "topology.pdb"
 
 
@@ -59,6 +61,47 @@ def test_a_choice_in_the_file_can_be_put_back(tmp_path: Path) -> None:
     head, tail = path.read_text().split("\n# chi1 of SER 2, about CA - CB\n")
     path.write_text(head + "\n" + tail.replace("# ", ""))
     assert len(load_system(tmp_path / "serine").cvs) == 3
+
+
+def test_added_hydrogens_are_the_same_each_time(tmp_path: Path) -> None:
+    """OpenMM draws their first places from Python's own `random`: each call wrote another start, 0.2 nm apart."""
+    bare = without_hydrogens(SERINE, tmp_path / "serine.pdb")
+    written = []
+    for k, (state, seed) in enumerate(((1, 0), (2, 0), (1, 5))):
+        random.seed(state)
+        after = random.getstate()
+        new_system(tmp_path / str(k), bare, seed=seed)
+        assert random.getstate() == after  # the user's own is left alone
+        written.append((tmp_path / str(k) / "topology.pdb").read_bytes())
+    assert written[0] == written[1] != written[2]
+    assert b"REMARK" not in written[0]  # with the date
+
+
+def test_the_bonds_of_the_file_are_kept(tmp_path: Path) -> None:
+    """The bond that closes a cyclic peptide is in a CONECT record, which OpenMM writes for other residues alone: the
+    folder's own topology did not fit the force field."""
+    new_system(tmp_path / "cyclo", CYCLIC)
+    given = app.PDBFile(str(CYCLIC)).topology
+    molecule = load_system(tmp_path / "cyclo")
+    assert {frozenset(pair) for pair in molecule.bonds.tolist()} == bonds(given)
+    assert frozenset((0, 46)) in bonds(given)
+    assert [atom.name for atom in molecule.topology.atoms()] == [atom.name for atom in given.atoms()]
+
+
+def bonds(topology: app.Topology) -> set[frozenset[int]]:
+    return {frozenset((bond.atom1.index, bond.atom2.index)) for bond in topology.bonds()}
+
+
+def test_a_file_without_bonds_is_told_so(tmp_path: Path) -> None:
+    """A ligand without CONECT records: it was said to hold no torsion."""
+    text = SERINE.read_text()
+    for name in ("ACE", "SER", "NME"):
+        text = text.replace(name, "LIG")
+    nameless = tmp_path / "ligand.pdb"
+    nameless.write_text("".join(line for line in text.splitlines(True) if not line.startswith("CONECT")))
+    with pytest.raises(InputError, match=r"ligand.pdb has no bonds: .* CONECT records"):
+        new_system(tmp_path / "ligand", nameless)
+    assert not (tmp_path / "ligand").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from analytic import (
     ANGLE_RAD,
+    BOND_CONSTANT,
     BOND_NM,
     RANGE_NM,
     TEMPERATURE_K,
@@ -377,6 +378,31 @@ def test_step_leaves_the_unbiased_ensemble_invariant(
     assert stats.kstest(lengths, bond_distribution).pvalue < 1e-4
 
 
+@pytest.mark.slow
+def test_step_is_exact_for_the_simulation_s_own_forces(sampler: sgm.ScoreSampler) -> None:
+    """Where they are not the sampler's, as the warning says: here the bond is twice as stiff, about another length.
+
+    Seen to fail with energies of the sampler's own molecule in the weights.
+    """
+    molecule = triatomic()
+    added = openmm.HarmonicBondForce()
+    added.addBond(0, 1, 0.19, BOND_CONSTANT)
+    molecule.system.addForce(added)
+    integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, 5.0, 0.001)
+    integrator.setRandomNumberSeed(12)
+    reference = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(molecule.topology, molecule.system, integrator, reference)
+    simulation.context.setPositions(molecule.positions)
+    simulation.context.setVelocitiesToTemperature(TEMPERATURE_K, 5)
+    with pytest.warns(UserWarning, match="energies of this simulation and of the sampler's molecule differ, by up to"):
+        lengths = visited_lengths(sampler, simulation, 250)[50::2]
+    r = np.linspace(0.02, 0.3, 4001)
+    energy = 0.5 * BOND_CONSTANT * ((r - BOND_NM) ** 2 + (r - 0.19) ** 2)
+    cumulative = np.cumsum(r**2 * np.exp(-energy / thermal_energy(TEMPERATURE_K)))
+    assert stats.kstest(lengths, lambda x: np.interp(x, r, cumulative / cumulative[-1])).pvalue > 1e-3
+    assert stats.kstest(lengths, bond_distribution).pvalue < 1e-4  # the sampler's own
+
+
 def test_weights_with_constraints() -> None:
     """Weights of moves and of windows alike are exp(−βU − bias) |Z|^½ / q for two constrained bonds at a light atom.
 
@@ -461,6 +487,27 @@ def test_another_molecule_or_temperature_is_refused(
     for act in (lambda: sampler.step(simulation, 10), lambda: sampler.reseed(simulation, {"r": 0.13})):
         with pytest.raises(sgm.InputError, match="310 K"):
             act()
+
+
+def test_moves_are_made_in_the_sampler_s_ensemble_alone(sampler: sgm.ScoreSampler) -> None:
+    """`step` and `reseed` asked the integrator alone for its temperature, and nothing for constraints."""
+    reference = openmm.Platform.getPlatformByName("Reference")
+    simulations = {}
+    for name in ("400 K", "constrained to"):
+        rigid = name == "constrained to"
+        molecule = triatomic(constrained=rigid, cvs=(sgm.Angle("theta", (0, 1, 2), 1.0, 2.8),) if rigid else None)
+        if name == "400 K":
+            molecule.system.addForce(openmm.AndersenThermostat(400, 1))
+        simulations[name] = app.Simulation(
+            molecule.topology, molecule.system, openmm.VerletIntegrator(0.001), reference
+        )
+        simulations[name].context.setPositions(molecule.positions)
+    for name, other in simulations.items():
+        with pytest.raises(sgm.InputError, match=name):
+            sampler.step(other, 10)
+        with pytest.raises(sgm.InputError, match=name):
+            sampler.reseed(other, {"r": 0.13})
+        assert other.currentStep == 0
 
 
 def test_what_is_no_simulation_or_has_no_positions_is_refused() -> None:

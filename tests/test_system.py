@@ -536,6 +536,23 @@ def test_system_xml_and_every_kind_of_cv(folder, alanine):
     assert 0 < values[5] < 4
 
 
+def test_a_reference_of_some_atoms_and_shapes_of_particles_in_a_file(folder, alanine):
+    """Neither was taken: the reference had to hold all atoms, and distance(p1, p2) was no function."""
+    atoms = [4, 6, 8, 14, 16]
+    alanine.trajectory(alanine.positions + 0.7).atom_slice(atoms).save_pdb(folder / "part.pdb")
+    path = folder / "system.toml"
+    tables = (
+        f'name = "rmsd"\nkind = "rmsd"\natoms = {atoms}\nreference = "part.pdb"\nmin = 0\nmax = 0.4',
+        'name = "d"\nkind = "expression"\natoms = [4, 14]\nexpression = "distance(p1, p2)"\nmin = 0\nmax = 0.9',
+    )
+    path.write_text(path.read_text().split("[[cv]]")[0] + "".join(f"[[cv]]\n{table}\n\n" for table in tables))
+    molecule = load_system(folder)
+    rmsd, distance = molecule.evaluate_cvs(alanine.positions[None])[0]
+    assert rmsd == pytest.approx(0, abs=3e-4)
+    assert distance == pytest.approx(np.linalg.norm(alanine.positions[4] - alanine.positions[14]), abs=1e-5)
+    assert molecule.cv_gradients(alanine.positions[None], [0, 1]).shape == (1, 2, 22, 3)
+
+
 def test_files_of_the_folder_come_first_and_no_constraints(folder):
     source = Path(app.__file__).parent / "data" / "amber99sbildn.xml"
     shutil.copy(source, folder / "mine.xml")
