@@ -682,6 +682,14 @@ class Campaign:
         shares = np.where(low, 1.0, self.options.outside_share)
         return windows, shares / shares.sum()
 
+    def share_of(self, windows: np.ndarray, unvisited: list[int]) -> float:
+        """Return the share of the ensemble that may lie in windows, as far as is known: by their own rough free
+        energies, and of unvisited ones by that of their lowest neighbour."""
+        weight = np.exp(np.nanmin(self.free_energies) - self.free_energies)
+        beside = [np.nanmax([0.0, *weight[self.grid.neighbours(w)]]) for w in unvisited]
+        lost = float(np.nansum(weight[windows]) + np.sum(beside))
+        return lost / (float(np.nansum(weight)) + float(np.sum(beside)))
+
     def _joining_height(self, heights: np.ndarray, sound: list[int]) -> float:
         """Return the height, kJ/mol, up to which windows join those below `explore_height` as far as any do."""
         known = sorted((w for w in sound if np.isfinite(heights[w])), key=lambda w: heights[w])

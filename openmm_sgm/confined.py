@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .cvs import Torsion
 from .hidden import TORSION, observables_of
 from .rotatable import first_heavy, rotatable_bonds
 from .system import MolecularSystem
@@ -52,7 +51,7 @@ def confined_torsions(molecule: MolecularSystem, *positions: np.ndarray) -> tupl
         than 20,000 configurations are thinned evenly
     """
     topology = molecule.topology
-    taken = {frozenset(cv.atoms[1:3]) for cv in molecule.cvs if isinstance(cv, Torsion)}
+    taken = {frozenset(cv.atoms[1:3]) for cv in molecule.cvs if len(cv.atoms) == 4}  # an expression may be a torsion
     degree = np.bincount(molecule.bonds.ravel(), minlength=molecule.n_atoms)
     atoms = list(molecule.mdtraj_topology.atoms)
     names = [

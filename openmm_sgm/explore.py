@@ -97,9 +97,10 @@ def simulate_to_learn(campaign: Campaign, budget: int) -> None:
     Over few windows an exploration ends with a handful of frames of each, from which no model can be learnt.
     """
     o, windows = campaign.options, campaign.active_windows()[0]
-    known = campaign.frames_to_learn_from()
-    interval = o.frame_interval
-    each = min(o.least_frames - known, budget // (interval + 1)) // len(windows)
+    molecule, interval = campaign.molecule, o.frame_interval
+    coordinates = 3 * int((molecule.masses > 0).sum()) - len(molecule.constraints)
+    lacking = o.frames_per_coordinate * coordinates - campaign.frames_to_learn_from()
+    each = min(lacking, budget // (interval + 1)) // len(windows)
     if each < 1:
         return
     walkers = campaign.walkers

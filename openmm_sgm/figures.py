@@ -32,6 +32,7 @@ __all__ = [
 
 FREE_ENERGY = "free energy (kJ/mol)"
 STANDARD_ERROR = "standard error (kJ/mol)"
+NOTHING = "#dddddd"
 UNTRUSTED = "windows disagree here: not to be trusted"
 SIMULATED, GENERATED, REWEIGHTED = "#0072b2", "#d55e00", "#009e73"  # Okabe & Ito, told apart by colour-blind eyes
 
@@ -90,6 +91,9 @@ def draw_surface(run: RunData) -> Figure:
         axes.plot(x, values, color=SIMULATED)
         axes.fill_between(x, values - errors, values + errors, color=SIMULATED, alpha=0.3, label="± standard error")
         axes.set(xlabel=run.axis(0), ylabel=FREE_ENERGY)
+        for k in np.flatnonzero(np.isnan(values)):
+            label = None if axes.patches else "nothing is known"
+            axes.axvspan(*run.edges(0)[k : k + 2], color=NOTHING, lw=0, label=label)
         if doubtful.any():
             axes.plot(x[doubtful], values[doubtful], "x", color=GENERATED, label=UNTRUSTED)
         for basin, (at,) in zip(run.basins, run.basin_places(), strict=True):
@@ -112,6 +116,9 @@ def draw_surface(run: RunData) -> Figure:
                 mesh.set_clim(float(np.nanmin(image)), top)
             above = axes is right and np.nanmax(image, initial=-np.inf) > mesh.get_clim()[1]
             figure.colorbar(mesh, ax=axes, label=label, extend="max" if above else "neither")
+            axes.set_facecolor(NOTHING)
+            if axes is right and np.isnan(image).any():
+                axes.set_title("grey: nothing is known", fontsize=9)
             axes.set(xlabel=run.axis(first), ylabel=run.axis(second))
             _degree_ticks(run, axes, first, second)
         x, y = (0.5 * (edge[1:] + edge[:-1]) for edge in (run.edges(first), run.edges(second)))

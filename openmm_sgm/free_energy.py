@@ -10,6 +10,7 @@ cannot, never as both.
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ BLOCK, LEAST_BLOCKS = 4.0, 8
 """Length of a bootstrap block in statistical inefficiencies; shorter ones where a chain would have fewer than eight."""
 LEAST_AVERAGED = 10.0
 """Effective samples (Kish) below which an average gets no error."""
+MOST_MISSING = 0.05
+"""Share of the ensemble in windows without an estimate from which an average over the others is none of the whole."""
 SINGLE_PRECISION = 1e-7
 Method: TypeAlias = Literal["combined", "mbar", "generator"]
 
@@ -54,6 +57,7 @@ class Surface:
     std_error : of the difference from the mean over the bins below 25 kJ/mol (not from the minimum, whose bin has an
         error of its own)
     edges : per CV, bin edges in its unit; names, units : per CV
+    left_out : windows that nothing is known of, in words: not visited, or joined to the others by nothing reliable
     """
 
     free_energy: np.ndarray
@@ -61,6 +65,12 @@ class Surface:
     edges: tuple[np.ndarray, ...]
     names: tuple[str, ...]
     units: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the CVs' range has been looked at, and is on one scale."""
+        return not self.left_out
 
     @property
     def centers(self) -> tuple[np.ndarray, ...]:
@@ -102,6 +112,7 @@ class Estimate:
     surface : see `Surface`
     samples : those that carry weight; log_weights : shape (n,), the weights add up to one
     replicas : float32, shape (n, B); the weights under B resamplings of the data, see `estimate`
+    missing : share of the ensemble that may lie in windows which have no estimate, as far as is known
     """
 
     free_energies: np.ndarray
@@ -110,6 +121,7 @@ class Estimate:
     samples: Selection
     log_weights: np.ndarray
     replicas: np.ndarray
+    missing: float = 0.0
 
     def average(self, values: np.ndarray, log_factor: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean of a property over the unbiased ensemble, and its standard error from the resampled weights.
@@ -124,9 +136,20 @@ class Estimate:
             kT; None for the unbiased ensemble
 
         The error is NaN where fewer than `LEAST_AVERAGED` samples carry the weight, and too small where they are some
-        tens (by 2 at 37, measured). What no sample shows has the error 0: it is no bound on how rare it is.
+        tens (by 2 at 37, measured); and where all samples have one value, which says nothing of how rare others are.
+
+        Where windows that may hold a part of the ensemble have no estimate (`missing`), that part times the range of
+        the values is in the error; both are NaN, with a warning, where it is more than `MOST_MISSING`. Averages with a
+        `log_factor` are of what the factor leaves, and know nothing of this.
         """
         values = np.asarray(values, dtype=float)
+        if log_factor is None and self.missing > MOST_MISSING:
+            warnings.warn(
+                f"windows that may hold {self.missing:.0%} of the ensemble have no estimate, so that averages and "
+                "populations are not known: surface().left_out names them; give run() more force evaluations",
+                stacklevel=2,
+            )
+            return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
         factor = np.ones(len(values)) if log_factor is None else np.exp(log_factor - np.max(log_factor))
         weights = np.exp(self.log_weights) * factor
         mean = weights @ values / weights.sum()
@@ -134,7 +157,12 @@ class Estimate:
             return mean, np.full(values.shape[1:], np.nan)
         columns = values.reshape(len(values), -1)
         replicas = ((factor[:, None] * columns).T @ self.replicas / (factor @ self.replicas)).T
-        return mean, replicas.reshape(-1, *values.shape[1:]).std(axis=0, ddof=1)
+        error = replicas.reshape(-1, *values.shape[1:]).std(axis=0, ddof=1)
+        seen = values[weights > 0]
+        spread = np.ptp(seen, axis=0)
+        if log_factor is None:
+            error = np.hypot(error, self.missing * spread)
+        return mean, np.where(spread > 0, error, np.nan)[()]
 
     def starts(self, grid: CellGrid, per_cell: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return configurations to start unbiased bursts from: an equilibrium sample within each cell of a grid.
@@ -220,8 +248,8 @@ def estimate(
     if method == "mbar":
         if mbar is None:
             raise ValueError("method 'mbar' needs the free energies of mbar_free_energies")
-        pool = pool.of_windows(np.isfinite(mbar))
-        f = weighted_mbar(pool.terms, pool.weights, pool.sizes, mbar[pool.windows])
+        nothing = np.full(len(mbar), np.nan)
+        pool, f = _solved(pool.of_windows(np.isfinite(mbar)), nothing, nothing, mbar)
         f_replicas = _one_step(pool, f, None, None, None)
     else:
         prior, prior_error = draws.free_energies()

@@ -268,7 +268,7 @@ def hidden_states_in_frames(frames: Frames, grid: WindowGrid, molecule: Molecula
         observables = _coordinates(molecule, frames)
     else:
         positions = frames.positions - frames.positions.mean(axis=1, keepdims=True)  # mdtraj is in single precision
-        observables = observables_of(molecule.trajectory(positions), frames.energies)
+        observables = told_apart(observables_of(molecule.trajectory(positions), frames.energies))
     return find_hidden_states(
         observables, frames.windows, lambda rows, k: grid.reduced_bias(frames.cvs[rows], grid.centers[k])
     )
@@ -316,7 +316,7 @@ def hidden_states_in_trajectories(
     joined = mdtraj.join(selected, check_topology=False)
     values = None if energies is None else np.concatenate([np.asarray(e, dtype=float) for e in energies])
     windows = np.repeat(np.arange(len(trajectories)), [part.n_frames for part in trajectories])
-    return find_hidden_states(observables_of(joined, values), windows, beta * reduced)
+    return find_hidden_states(told_apart(observables_of(joined, values)), windows, beta * reduced)
 
 
 @dataclass(frozen=True)
@@ -400,6 +400,15 @@ def _coordinates(molecule: MolecularSystem, frames: Frames) -> list[Observable]:
     columns = frames.positions.reshape(len(frames), -1).T
     found = [Observable(name, column) for name, column in zip(names, columns, strict=True)]
     return [*found, Observable("potential energy", frames.energies)]
+
+
+def told_apart(observables: Sequence[Observable]) -> list[Observable]:
+    """Return those whose states are different: without torsions that a symmetry folds, of methyl groups and the like.
+
+    What is left of such a torsion is how its groups stand between their neighbours, which changes within picoseconds.
+    """
+    full = 2 * math.pi * (1 - 1e-9)
+    return [o for o in observables if not (o.name.startswith(TORSION) and o.period is not None and o.period < full)]
 
 
 def observables_of(trajectory: mdtraj.Trajectory, energies: np.ndarray | None = None) -> list[Observable]:

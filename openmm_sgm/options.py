@@ -34,7 +34,8 @@ class SamplerOptions:
     explore_by : "trial", windows are opened by generated configurations wherever these can be trusted, or "pulling",
         always from a neighbour, without a generator: several times the force evaluations and hardly any time
     rounds : of training, generation, injection and simulation; each generates `growth` times as much as the one before
-    least_frames : from which a first generator is trained; the windows are simulated until there are as many
+    frames_per_coordinate : from which a first generator is trained, for each degree of freedom that is not constrained;
+        the windows are simulated until there are as many
     learning_ess : a round whose median effective sample size is below it does not count as one of `rounds`, as long as
         less than half of the budget is spent: the next generator learns from it, and no estimate rests on it
     trial : configurations drawn to see whether the generator can be trusted with a new window
@@ -60,7 +61,7 @@ class SamplerOptions:
     explore_by: Literal["trial", "pulling"] = "trial"
     rounds: int = 3
     growth: float = 3.0
-    least_frames: int = 1000
+    frames_per_coordinate: int = 20
     learning_ess: float = 0.2
     trial: int = 16
     trial_ess: float = 2.0

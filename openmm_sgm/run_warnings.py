@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
+from .doubts import LEAST_TRUSTED_ACCEPTANCE
 from .figures import RunData, below
 from .files import DAMAGE
 from .hidden import BASINS
@@ -69,7 +70,14 @@ def warnings_of(run: RunData) -> list[str]:
         )
     low = below(run, run.data["micro"], run.height)
     poor = low & (run.data["acceptance"] < LEAST_ACCEPTANCE)
-    if poor.any():
+    median = result["acceptance"]["median"]
+    if median is not None and median < LEAST_TRUSTED_ACCEPTANCE:
+        found.append(
+            f"The generator cannot be trusted for this molecule at this budget: {median:.0%} of its configurations "
+            "were accepted, so that windows hold a few copies of what they began with, and errors are too small. More "
+            "force evaluations, a generator trained on frames (--generator), or fewer or other CVs may help."
+        )
+    elif poor.any():
         found.append(
             f"At {_places(run, poor)} fewer than {LEAST_ACCEPTANCE:.0%} of the generated configurations were accepted: "
             "these windows rest more on their own dynamics. More force evaluations may help."
@@ -98,7 +106,7 @@ def warnings_of(run: RunData) -> list[str]:
             + _barriers_at(run, off, DOUBT)
         )
     hidden = result.get("hidden_states", [])
-    if hidden:
+    if hidden and not (median is not None and median < LEAST_TRUSTED_ACCEPTANCE):
         apart_in = [text for text in hidden if BASINS in text]
         if apart_in:
             text = f"Overlapping windows hold different states: {_join(apart_in, 3)}"

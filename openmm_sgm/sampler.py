@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -18,9 +17,10 @@ from openmm import app, unit
 from .campaign import Campaign, Plan, Weighed, refuse_unfit
 from .confined import ConfinedTorsion, confined_torsions
 from .cvs import CollectiveVariable
+from .doubts import left_out, warn_of
 from .dynamics import force_groups
 from .executors import SerialExecutor, make_executor, one_thread
-from .explore import explore, explore_ladder, simulate_to_learn
+from .explore import explore, explore_ladder, simulate_to_learn, unreached
 from .frames import BURN_IN, INJECTED, MD, Frames
 from .free_energy import Estimate, Method, Surface, estimate
 from .generator import Generator, Samples
@@ -37,7 +37,7 @@ from .same_simulation import SameSimulation
 from .simulate import Segment
 from .system import MolecularSystem, bin_counts
 from .unbiased import LabelDistribution, MoveStatistics, UnbiasedMoves
-from .units import TEMPERATURES_K, HiddenStateWarning, InputError, SamplingError, check_range, strip_units
+from .units import TEMPERATURES_K, InputError, SamplingError, check_range, strip_units
 
 __all__ = ["ScoreSampler"]
 
@@ -168,8 +168,9 @@ class ScoreSampler:
     def run(self, force_evaluations: int, target_error: Any = None) -> None:
         """Spend up to `force_evaluations` more: explore, then rounds of training, generation, injection, simulation.
 
-        Ends with a `HiddenStateWarning` where overlapping windows hold different states, see `hidden_states`, and
-        another where a torsion has stayed in one place in all of them, see `confined_torsions`.
+        Ends with a warning where the generator cannot be trusted, where the budget has left windows, and with a
+        `HiddenStateWarning` where overlapping windows hold different states, see `hidden_states`, or a torsion has
+        stayed in one place in all of them, see `confined_torsions`.
 
         Parameters
         ----------
@@ -189,6 +190,8 @@ class ScoreSampler:
         n_windows = len(self.campaign.grid.centers)
         for line in describe_executor(self._given_executor, self.campaign.platform.name, self.workers, n_windows):
             self.progress(line)
+        if self.molecule.stereo.summary():
+            self.progress(f"{self.molecule.stereo.summary()}: all samples will have these")
         timed = self.campaign.platform
         speed = timed.steps_per_second.get(timed.name, 0.0)
         if speed > 0:
@@ -209,31 +212,26 @@ class ScoreSampler:
             finally:
                 self._count_seconds()
                 self.campaign.work_on(SerialExecutor(), 1)
-        disagreements = self.hidden_states().disagreements
-        if disagreements:
-            worst, more = disagreements[0], len({(d.first, d.second) for d in disagreements}) - 1
-            others = f", and {more} more pairs disagree" if more else ""
-            what = "hold different states" if worst.separate else "differ where they should agree"
-            places = " and ".join(self.campaign.describe(window) for window in (worst.first, worst.second))
-            warnings.warn(
-                f"overlapping windows {what}: at {places} {worst}{others}; "
-                "surface and averages are not to be trusted there, and their errors do not cover it: print "
-                "hidden_states(), and see "
-                + ("SamplerOptions.ladder" if worst.separate else "whether a larger budget is enough"),
-                HiddenStateWarning,
-                stacklevel=2,
-            )
-        elif len(self.hidden_states().pairs):
+        hidden = self.hidden_states()
+        if len(hidden.pairs) and not hidden.disagreements:
             self.progress("overlapping windows agree on torsions, handedness and energy")
-        confined = self.confined_torsions()
-        if confined:
-            warnings.warn(
-                f"in every window {', '.join(map(str, confined))} stayed in one place: if there are other states, no "
-                "window has visited them and no error covers them; make it a CV, give starts, or see "
-                "SamplerOptions.ladder",
-                HiddenStateWarning,
-                stacklevel=2,
-            )
+        warn_of(self.campaign, hidden, self.confined_torsions())
+        for line in self._what_was_kept():
+            self.progress(line)
+
+    def _what_was_kept(self) -> Iterator[str]:
+        """Tell which windows the surface says nothing of, and whether the samples are of the molecule given."""
+        campaign = self._begun()
+        try:
+            estimate = self.estimate()
+        except SamplingError:  # nothing has been simulated yet
+            return
+        unknown = left_out(campaign, estimate.surface.left_out)
+        if unknown:
+            yield unknown
+        if campaign.stereo.names:
+            kept = campaign.stereo.kept(estimate.samples.take().positions)
+            yield f"{int(kept.sum()):,} of {len(kept):,} samples have the cis/trans states and the handedness given"
 
     def check_budget(self, force_evaluations: int) -> int:
         """Return a budget as a whole number, or raise `InputError` for one that is too small to begin with."""
@@ -440,10 +438,16 @@ class ScoreSampler:
                 chain, draws, mbar = campaign.chain_of(MD, INJECTED), [], self.mbar()[0]
             else:
                 chain = campaign.chain_of(MD, INJECTED) if method == "combined" else None
-            self._estimates[key] = estimate(
+            result = estimate(
                 chain, draws, campaign.grid, edges, names, units,
                 method=method, mbar=mbar, start=campaign.free_energies, n_bootstrap=n_bootstrap, rng=rng,
             )  # fmt: skip
+            unknown = np.flatnonzero(np.isnan(result.free_energies))
+            self._estimates[key] = replace(
+                result,
+                surface=replace(result.surface, left_out=tuple(campaign.describe(int(w)) for w in unknown)),
+                missing=campaign.share_of(unknown, unreached(campaign)[1]),
+            )
         return self._estimates[key]
 
     def mbar(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

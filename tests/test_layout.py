@@ -82,6 +82,7 @@ ORDER = (
     "guidance",
     "unbiased",
     "same_simulation",
+    "doubts",
     "sampler",
     "runfolder",
     "pretrain",
