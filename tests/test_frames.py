@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,7 @@ def test_load_refuses_pickles_and_runs_nothing(tmp_path: Path) -> None:
     np.savez(tmp_path / "archive.npz", **members)
     (tmp_path / "plain.npz").write_bytes(pickle.dumps(trap))
     for name in ("archive.npz", "plain.npz"):
-        with pytest.raises(ValueError, match="pickle"):
+        with pytest.raises((ValueError, zipfile.BadZipFile), match="no array of numbers|not a zip"):
             Frames.load(tmp_path / name)
     assert not sprung.exists()
 

@@ -134,7 +134,7 @@ def test_a_force_that_joins_molecules_for_openmm_does_not_bond_them() -> None:
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
     assert len(context.getMolecules()) == 1
     with pytest.raises(InputError, match="the atoms form 2 pieces"):
-        check_supported(topology, system, (sgm.Distance("r", (0, 1), minimum=0.1, maximum=0.3),))
+        check_supported(topology, system, (sgm.Distance("r", (0, 1), minimum=0.1, maximum=0.3),), np.eye(4, 3))
 
 
 def test_a_learned_cv_stays_what_it_was_when_its_network_is_trained_further() -> None:
