@@ -257,7 +257,7 @@ def test_load_refuses_pickles_and_runs_nothing(tmp_path: Path) -> None:
     np.savez(tmp_path / "archive.npz", **members)
     (tmp_path / "plain.npz").write_bytes(pickle.dumps(trap))
     for name in ("archive.npz", "plain.npz"):
-        with pytest.raises((ValueError, zipfile.BadZipFile), match="no array of numbers|not a zip"):
+        with pytest.raises((ValueError, zipfile.BadZipFile), match=r"no array of numbers|not a zip"):
             Frames.load(tmp_path / name)
     assert not sprung.exists()
 
