@@ -256,3 +256,44 @@ def test_mdtraj_s_pi_lies_in_the_last_bin() -> None:
     values = np.array([np.float32(np.pi), -np.float32(np.pi), 0.1, 3.15, -3.15, np.nan], dtype=float)
     assert values[0] > np.pi
     np.testing.assert_array_equal(surface.bins_of(values[:, None]), [35, 0, 18, -1, -1, -1])
+
+
+# What is missing
+
+
+def test_windows_that_nothing_joins_get_no_common_zero() -> None:
+    """Frames of an exploration: four windows on the left, two on the right, and five widths between them.
+
+    Before, the two sides stood on one scale that MBAR had made up, and were on one surface.
+    """
+    rng = np.random.default_rng(12)
+    f = np.full(len(CENTERS), np.nan)
+    f[[0, 1, 2, 3, 7, 8]] = 0.0
+    samples = chain(60, rng, windows=np.flatnonzero(np.isfinite(f)))
+    result = estimate(samples, [], GRID, EDGES, ["x"], [""], method="mbar", mbar=f, n_bootstrap=20, rng=rng)
+    assert np.flatnonzero(np.isfinite(result.free_energies)).tolist() == [0, 1, 2, 3]
+    right = 0.5 * (EDGES[0][1:] + EDGES[0][:-1]) > 0.5
+    assert np.isnan(result.surface.free_energy[right]).all()
+
+
+def test_averages_know_of_what_is_missing() -> None:
+    result = estimated("combined", seed=2)
+    x = result.samples.column("cvs")[:, 0]
+    mean, error = result.average(x > 0)
+    little = replace(result, missing=0.04)
+    assert little.average(x > 0)[0] == mean
+    assert little.average(x > 0)[1] == pytest.approx(np.hypot(error, 0.04))
+    with pytest.warns(UserWarning, match="windows that may hold 30% of the ensemble have no estimate"):
+        much = replace(result, missing=0.3).average(np.stack([x, x**2], axis=1))
+    assert np.isnan(much).all()
+    assert np.shape(much) == (2, 2)
+
+
+def test_what_all_samples_share_has_no_error() -> None:
+    """Never 1.000 ± 0.000."""
+    result = estimated("combined", seed=2)
+    x = result.samples.column("cvs")[:, 0]
+    mean, error = result.average(np.stack([x > -10, x > 0], axis=1))
+    assert mean[0] == pytest.approx(1.0)
+    assert np.isnan(error[0])
+    assert np.isfinite(error[1])
