@@ -671,7 +671,7 @@ class Campaign:
     def active_windows(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the sound windows below the explored height, int64, and their shares of what is generated.
 
-        Where basins below it are joined by higher windows only, up to the lowest ridges that join them.
+        Where basins below `surface_height` are joined by higher windows only, up to the lowest ridges that join them.
         """
         heights = (self.free_energies - np.nanmin(self.free_energies)) / self.beta
         sound = [w for w in sorted(self.walkers) if not self.walkers[w].failure]
@@ -691,11 +691,12 @@ class Campaign:
         return lost / (float(np.nansum(weight)) + float(np.sum(beside)))
 
     def _joining_height(self, heights: np.ndarray, sound: list[int]) -> float:
-        """Return the height, kJ/mol, up to which windows join those below `explore_height` as far as any do."""
+        """Return the height, kJ/mol, up to which windows join those below `surface_height` as far as any do; no less
+        than `explore_height`."""
         known = sorted((w for w in sound if np.isfinite(heights[w])), key=lambda w: heights[w])
         joined, low, ceiling = DisjointSet(known), set[int](), self.options.explore_height
-        for window in known:  # from the lowest up: `low` names the pieces that reach below the explored height
-            if heights[window] <= self.options.explore_height:
+        for window in known:  # from the lowest up: `low` names the pieces that reach below the surface's height
+            if heights[window] <= self.options.surface_height:
                 low.add(window)
             for other in self.grid.neighbours(window):
                 if other in joined and heights[other] <= heights[window]:

@@ -91,3 +91,13 @@ def test_wells_behind_a_ridge_have_their_weights() -> None:
     share, error = estimate.average(np.abs(estimate.samples.column("cvs")[:, 0]) < np.pi / 2)
     assert abs(share - 0.5) < 4 * error
     assert error < 0.05
+
+
+def test_a_pocket_on_a_slope_is_no_reason_to_climb() -> None:
+    """Rough free energies have dips at 30 kJ/mol behind a rim of 50: they are no basins of the surface."""
+    campaign = explored(60_000)
+    x = campaign.grid.centers[:, 0]
+    campaign.free_energies = campaign.beta * 60.0 * np.sin(x / 2) ** 2
+    campaign.free_energies[np.abs(x - 2.7) < 0.1] = campaign.beta * 35.0
+    assert np.abs(campaign.grid.centers[campaign.active_windows()[0], 0]).max() < 2.9
+    assert not (np.abs(np.abs(x[campaign.active_windows()[0]]) - 2.3) < 0.1).any()
