@@ -428,6 +428,8 @@ class Campaign:
         if len(frames) < DENSITY_FRAMES // 4:
             frames = Frames.concatenate(self.chain)
         usable = np.flatnonzero(np.isin(frames.windows, self.active_windows()[0]))
+        # each configuration once: a walker that is stuck far from the model's would be a tenth of the frames
+        usable = usable[np.sort(np.unique(frames.energies[usable], return_index=True)[1])]
         rows = self.rng().permutation(usable[-8 * DENSITY_FRAMES :])[:DENSITY_FRAMES]
         positions, labels = frames.positions[rows], self.grid.labels(frames.labels[rows])
 

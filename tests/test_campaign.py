@@ -195,3 +195,27 @@ def test_the_umbrella_of_the_dynamics_is_that_of_the_grid(
         of_all, physical = (engine.state(mask).getPotentialEnergy()._value for mask in (-1, groups))
         umbrellas.append(of_all - physical)
     np.testing.assert_allclose(umbrellas, KT * grid.reduced_bias(cvs, centers), rtol=1e-4)
+
+
+def test_a_walker_that_is_stuck_does_not_set_the_step_of_all(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One configuration far from the model's, held for most of the chain: it counts once, and is trimmed.
+
+    Counted as often as it was held, it set 64 integration steps for alanine dipeptide, where 8 suffice (seen).
+    """
+    parts = Frames.concatenate(campaign.chain)
+    campaign.chain.append(parts[np.full(2 * len(parts), len(parts) - 1)])
+    stand_in = SimpleNamespace(steps=8)
+    stand_in.with_steps = lambda steps: stand_in
+    campaign.shared.generator = stand_in  # type: ignore[assignment]
+    seen = []
+
+    def density(generator: Any, positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        seen.append(positions)
+        return np.zeros(len(positions))
+
+    monkeypatch.setattr(campaign, "_log_densities", density)
+    campaign.refine_ode_steps()
+    assert len(seen[0]) > 1
+    assert len(np.unique(seen[0].reshape(len(seen[0]), -1), axis=0)) == len(seen[0])
