@@ -204,6 +204,7 @@ def test_a_walker_that_is_stuck_does_not_set_the_step_of_all(
 
     Counted as often as it was held, it set 64 integration steps for alanine dipeptide, where 8 suffice (seen).
     """
+    campaign.update_free_energies()
     parts = Frames.concatenate(campaign.chain)
     campaign.chain.append(parts[np.full(2 * len(parts), len(parts) - 1)])
     stand_in = SimpleNamespace(steps=8)
