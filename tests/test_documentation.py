@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 ALANINE, THREE_ATOMS = ROOT / "systems" / "alanine_dipeptide_vacuum", ROOT / "systems" / "three_atoms"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-MOST_EVALUATIONS, FEW_EVALUATIONS = 25_000, 8_000
+MOST_EVALUATIONS, FEW_EVALUATIONS = 60_000, 8_000
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
