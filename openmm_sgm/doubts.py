@@ -53,7 +53,7 @@ def warn_of(
             "run() more force evaluations, a generator= trained on frames that you have, or fewer or other CVs",
             stacklevel=stacklevel,
         )
-    elif hidden.disagreements:
+    if hidden.disagreements and (hidden.disagreements[0].separate or not mistrusted(campaign.acceptance)):
         worst = hidden.disagreements[0]
         more = len({(d.first, d.second) for d in hidden.disagreements}) - 1
         others = f", and {more} more pairs disagree" if more else ""

@@ -21,8 +21,9 @@ are higher than `explore_height` by less than the first are visited, and windows
 weighed again, twice at most, before the exploration ends."""
 RELAX_STEPS = 50
 """Of the time step, before the first window; taken as four times as many of a quarter."""
-BEYOND_SHARE, RIDGE_STEP = 0.3, 5.0
-"""Of an exploration's budget, for windows above `explore_height`; and how much higher, kJ/mol, it climbs at a time."""
+BEYOND_SHARE, BEYOND_BY_PULLING, RIDGE_STEP = 0.3, 0.05, 5.0
+"""Of an exploration's budget, for windows above `explore_height`, the second where all are pulled, which takes most of
+the budget as it is; and how much higher, kJ/mol, it climbs at a time."""
 LADDER_TRIALS = 4
 """Trials of a window from a hotter one's generator, in units of `options.trial`."""
 PULLED, GENERATED_START, HOTTER = "pulling from a neighbour", "a generated configuration", "a hotter walker"
@@ -43,7 +44,7 @@ def explore(campaign: Campaign, budget: int, *, generate: bool = True) -> None:
     """
     end = campaign.cost.total + budget
     ceiling = floor = campaign.options.explore_height + MARGIN
-    beyond = int(BEYOND_SHARE * budget)
+    beyond = int((BEYOND_SHARE if generate else BEYOND_BY_PULLING) * budget)
     if not campaign.walkers:
         _first_windows(campaign, budget)
     trained_at = len(campaign.walkers) if campaign.generator else 0

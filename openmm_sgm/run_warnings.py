@@ -106,7 +106,8 @@ def warnings_of(run: RunData) -> list[str]:
             + _barriers_at(run, off, DOUBT)
         )
     hidden = result.get("hidden_states", [])
-    if hidden and not (median is not None and median < LEAST_TRUSTED_ACCEPTANCE):
+    mistrusted = median is not None and median < LEAST_TRUSTED_ACCEPTANCE
+    if hidden and (not mistrusted or any(BASINS in text for text in hidden)):
         apart_in = [text for text in hidden if BASINS in text]
         if apart_in:
             text = f"Overlapping windows hold different states: {_join(apart_in, 3)}"

@@ -46,7 +46,7 @@ def explored(budget: int, height: float = HEIGHT) -> Campaign:
 
 def test_the_lowest_ridge_is_crossed_and_the_well_behind_it_found() -> None:
     """Before, exploration ended at 40 kJ/mol, and the well at 0 was never seen."""
-    campaign = explored(60_000)
+    campaign = explored(120_000)
     assert len(campaign.walkers) == len(campaign.grid.centers) == 36
     heights = (campaign.free_energies - np.nanmin(campaign.free_energies)) / campaign.beta
     well = np.abs(campaign.grid.centers[:, 0]) < 0.3
@@ -57,7 +57,7 @@ def test_the_lowest_ridge_is_crossed_and_the_well_behind_it_found() -> None:
 
 def test_windows_on_the_lowest_ridge_are_sampled_with_the_wells() -> None:
     """Those of the other ridge, which joins nothing more, need not be."""
-    campaign = explored(60_000)
+    campaign = explored(120_000)
     campaign.free_energies = campaign.beta * HEIGHT * np.sin(campaign.grid.centers[:, 0]) ** 2
     campaign.free_energies[campaign.grid.centers[:, 0] > 0] *= 1.2  # the higher ridge
     windows, shares = campaign.active_windows()
@@ -68,7 +68,7 @@ def test_windows_on_the_lowest_ridge_are_sampled_with_the_wells() -> None:
 
 
 def test_without_a_ridge_to_join_windows_end_at_the_height() -> None:
-    campaign = explored(60_000)
+    campaign = explored(120_000)
     campaign.free_energies = campaign.beta * 50.0 * np.sin(campaign.grid.centers[:, 0] / 2) ** 2
     centers = campaign.grid.centers[campaign.active_windows()[0], 0]
     assert np.abs(centers).max() < 2.3, "one well: what is above 40 kJ/mol joins nothing"
@@ -95,7 +95,7 @@ def test_wells_behind_a_ridge_have_their_weights() -> None:
 
 def test_a_pocket_on_a_slope_is_no_reason_to_climb() -> None:
     """Rough free energies have dips at 30 kJ/mol behind a rim of 50: they are no basins of the surface."""
-    campaign = explored(60_000)
+    campaign = explored(120_000)
     x = campaign.grid.centers[:, 0]
     campaign.free_energies = campaign.beta * 60.0 * np.sin(x / 2) ** 2
     campaign.free_energies[np.abs(x - 2.7) < 0.1] = campaign.beta * 35.0
