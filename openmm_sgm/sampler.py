@@ -312,11 +312,14 @@ class ScoreSampler:
         self._tell()
 
     def _learning(self) -> bool:
-        """Return whether the last round's draws are for the next generator only: they are poor, and budget is left."""
+        """Return whether the last round's draws are for the next generator only: they are poor, and budget is left.
+
+        Once there are draws of a round before it in the estimates, as when `run` is called again, they stay there.
+        """
         campaign = self._begun()
         ess = campaign.ess[np.isfinite(campaign.ess)]
         poor = len(ess) > 0 and float(np.median(ess)) < self.options.learning_ess
-        return poor and campaign.cost.total < campaign.plan.end // 2
+        return poor and len(campaign.counted) <= 1 and campaign.cost.total < campaign.plan.end // 2
 
     def _more_where_windows_disagree(self, windows: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """Return the windows' shares of the next draws, larger for those that do not agree with their neighbours."""

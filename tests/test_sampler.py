@@ -6,6 +6,7 @@ import copy
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -714,3 +715,21 @@ def test_windows_that_disagree_are_drawn_more_often(monkeypatch: pytest.MonkeyPa
     others[window : window + 2] = False
     assert second[window] / np.median(second[others]) == pytest.approx(DOUBT, rel=0.1)
     assert first.max() == np.median(first[others])
+
+
+@pytest.mark.parametrize(
+    ("ess", "counted", "spent", "learning"),
+    [(0.1, 1, 40, True), (0.3, 1, 40, False), (0.1, 1, 60, False), (0.1, 2, 40, False), (np.nan, 0, 10, False)],
+)
+def test_poor_rounds_are_for_learning_until_one_has_counted(
+    ess: float, counted: int, spent: int, learning: bool
+) -> None:
+    """A second call of `run` must not throw away the rounds of the first, however poor their generator was."""
+    sampler = sgm.ScoreSampler(triatomic_simulation(), [bond()], 300 * unit.kelvin, workers=0)
+    sampler.campaign = SimpleNamespace(  # type: ignore[assignment]
+        ess=np.array([ess, np.nan]),
+        counted=[None] * counted,
+        cost=SimpleNamespace(total=spent),
+        plan=SimpleNamespace(end=100),
+    )
+    assert sampler._learning() == learning
