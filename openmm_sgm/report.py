@@ -226,7 +226,7 @@ def _windows(run: RunData) -> str:
     above = windows["above_the_explored_height"]
     text = paragraph(
         f"{windows['visited']} windows were visited; they started: {started}. Windows were opened beside those "
-        f"below {run.about['heights_kj_mol']['explored']:g} kJ/mol."
+        f"below {run.about['heights_kj_mol']['explored']:g} kJ/mol first, then over the lowest ridges."
     )
     if above:
         text += details(f"{len(above)} windows beside them were left empty, as too high", "; ".join(above))
