@@ -13,7 +13,7 @@ from .explore import unreached
 from .hidden import HiddenStates
 from .units import HiddenStateWarning
 
-__all__ = ["LEAST_TRUSTED_ACCEPTANCE", "left_out", "mistrusted", "warn_of"]
+__all__ = ["LEAST_TRUSTED_ACCEPTANCE", "left_out", "listed", "mistrusted", "warn_of"]
 
 LEAST_TRUSTED_ACCEPTANCE = 0.05
 """Median acceptance below which windows hold a few copies of what they began with, whatever their states are."""
@@ -31,14 +31,16 @@ def left_out(campaign: Campaign, windows: Sequence[str]) -> str:
     """Return in words which windows a surface says nothing of; '' where it says something of all."""
     if not windows:
         return ""
-    visited = len(campaign.walkers)
-    listed = "; ".join(windows[:MOST_NAMED]) + (
-        f" and {len(windows) - MOST_NAMED} more" if len(windows) > MOST_NAMED else ""
-    )
     return (
-        f"the surface says nothing of {len(windows)} of {len(campaign.grid.centers)} windows ({visited} were visited): "
-        f"{listed}"
+        f"the surface says nothing of {len(windows)} of {len(campaign.grid.centers)} windows "
+        f"({len(campaign.walkers)} were visited): {listed(windows)}"
     )
+
+
+def listed(texts: Sequence[str], most: int = MOST_NAMED) -> str:
+    """Return texts with semicolons between them, the first ones where they are many."""
+    more = "" if len(texts) <= most else f" and {len(texts) - most} more"
+    return "; ".join(texts[:most]) + more
 
 
 def warn_of(
@@ -69,11 +71,9 @@ def warn_of(
         )
     unaffordable = unreached(campaign)[1]
     if unaffordable:
-        named = "; ".join(campaign.describe(w) for w in unaffordable[:MOST_NAMED])
-        more_of_them = f" and {len(unaffordable) - MOST_NAMED} more" if len(unaffordable) > MOST_NAMED else ""
         warnings.warn(
-            f"the budget ended before {named}{more_of_them} could be visited, which may be as low as what was: give "
-            "run() more force evaluations",
+            f"the budget ended before {listed([campaign.describe(w) for w in unaffordable])} could be visited, "
+            "which may be as low as what was: give run() more force evaluations",
             stacklevel=stacklevel,
         )
     if confined:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from .doubts import LEAST_TRUSTED_ACCEPTANCE
+from .doubts import LEAST_TRUSTED_ACCEPTANCE, listed
 from .figures import RunData, below
 from .files import DAMAGE
 from .hidden import BASINS
@@ -110,16 +110,16 @@ def warnings_of(run: RunData) -> list[str]:
     if hidden and (not mistrusted or any(BASINS in text for text in hidden)):
         apart_in = [text for text in hidden if BASINS in text]
         if apart_in:
-            text = f"Overlapping windows hold different states: {_join(apart_in, 3)}"
+            text = f"Overlapping windows hold different states: {listed(apart_in, 3)}"
             todo = "make the torsion that is named a CV, or use a temperature ladder (--ladder)"
         else:
-            text = f"Overlapping windows differ where they should agree: {_join(hidden, 3)}"
+            text = f"Overlapping windows differ where they should agree: {listed(hidden, 3)}"
             todo = "more force evaluations may be enough; if not, something that is slow is in no CV"
         found.append(f"{text}. The surface is not to be trusted there: {todo}." + _doubtful_barriers(run))
     confined = result.get("confined_torsions", [])
     if confined:
         found.append(
-            f"In all windows {_join(confined)} stayed in one place. If there is another, such as another rotamer of a "
+            f"In all windows {listed(confined)} stayed in one place. If there is another, such as another rotamer of a "
             "side chain, no window has visited it, and no error covers it: make such a torsion a CV, or use a "
             "temperature ladder (--ladder)."
         )
@@ -132,8 +132,8 @@ def warnings_of(run: RunData) -> list[str]:
     unreached = result["windows"]["left_by_the_budget"]
     if unreached:
         found.append(
-            f"The budget ended before {_join(unreached)} could be visited: --resume with more --force-evaluations goes "
-            "on there."
+            f"The budget ended before {listed(unreached)} could be visited: --resume with more --force-evaluations "
+            "goes on there."
         )
     return found
 
@@ -142,7 +142,7 @@ def _places(run: RunData, which: np.ndarray) -> str:
     """Return windows in words: their centres, or the ranges of adjoining ones where they are many."""
     centers = run.data["centers"]
     if which.sum() <= MOST_PLACES:
-        return _join([_place(run, [[value] for value in center]) for center in centers[which]])
+        return listed([_place(run, [[value] for value in center]) for center in centers[which]])
     axes = [np.unique(column) for column in centers.T]
     index = np.stack(
         [np.searchsorted(axis, column) for axis, column in zip(axes, centers[which].T, strict=True)], axis=1
@@ -162,8 +162,8 @@ def _places(run: RunData, which: np.ndarray) -> str:
             where.append((count[k], f"within {_place(run, [axis[end] for axis, end in zip(axes, ends, strict=True)])}"))
     if where and where[0][0] == total:
         return f"{total} adjoining windows {where[0][1]}"
-    listed = "; ".join(f"{n} of them adjoining, {place}" for n, place in where)
-    return f"{total} windows" + (f" ({listed})" if listed else "")
+    ranges = "; ".join(f"{n} of them adjoining, {place}" for n, place in where)
+    return f"{total} windows" + (f" ({ranges})" if ranges else "")
 
 
 def _stretch(index: np.ndarray, periodic: bool, size: int) -> list[int]:
@@ -216,11 +216,6 @@ def _named(run: RunData, barriers: np.ndarray, judgement: str) -> str:
     if not pairs:
         return ""
     return "".join(f" The barrier between {pair} {judgement}." for pair in pairs)
-
-
-def _join(texts: Sequence[str], most: int = 6) -> str:
-    more = "" if len(texts) <= most else f" and {len(texts) - most} more"
-    return "; ".join(texts[:most]) + more
 
 
 def number(value: float | None, digits: int = 2) -> str:
