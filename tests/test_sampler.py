@@ -249,7 +249,7 @@ def test_a_bad_generator_still_gives_the_right_surface(
 
     monkeypatch.setattr(campaign_module, "log_importance", careless)
     z = z_scores(finished().surface())
-    assert np.abs(z).max() > 6  # 7.6 was seen
+    assert np.abs(z).max() > 8  # 10.9 and 13.5 with two seeds
 
 
 def snapshot(simulation: app.Simulation) -> dict[str, Any]:
